@@ -16,7 +16,7 @@ use std::io;
 use std::process::{Command, ExitCode};
 
 use bytes::Bytes;
-use m365_audit::checkpoint::key_set::{Key, KeySet, Kind, Probe, contains_all, maintain};
+use m365_audit::checkpoint::key_set::{Key, KeyKind, KeySet, Probe, contains_all, maintain};
 use m365_audit::config::{Format, RawForm};
 use m365_audit::host::{BatchBuilder, Expected, Op, StateStore};
 use m365_audit::hosts::embedded::memory::MemoryStore;
@@ -26,7 +26,7 @@ use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::normalise::split::{Piece, Splitter};
 use m365_audit::normalise::{Event, Rendered, Unhashed};
 use m365_audit::receipts::statement::Hour;
-use m365_audit::receipts::{Class, Receipts};
+use m365_audit::receipts::{Class, OpenReceipts};
 use m365_audit::severity::Severity;
 
 /// Bytes the splitter gets at a time, as from the network.
@@ -167,7 +167,7 @@ fn identity_and_key(rounds: usize) {
 fn receipts(rounds: usize) {
     let events = events::parsed();
     for _ in 0..rounds {
-        let (mut receipts, mut unhashed) = (Receipts::default(), Unhashed::default());
+        let (mut receipts, mut unhashed) = (OpenReceipts::default(), Unhashed::default());
         assert!(events.iter().all(|event| unhashed.push(event).is_some()));
         let keys = unhashed.keys().into_iter().map(Some);
         receipts.add_all(ContentType::Exchange, Class::Delivered, keys);
@@ -260,7 +260,7 @@ async fn stage(set: &Mutex<KeySet>, store: &MemoryStore, keys: &[Key]) {
 fn key_set_stage(rounds: usize) {
     let store = MemoryStore::new();
     block_on(async {
-        let set = Mutex::new(KeySet::load(&store, "bench", Kind::Events).await.expect("an empty set"));
+        let set = Mutex::new(KeySet::load(&store, "bench", KeyKind::Events).await.expect("an empty set"));
         for blob in 0..rounds * BLOBS_PER_FOLD {
             let keys = keys(blob);
             assert!(keys.iter().all(|key| set.lock().probe(*key) != Probe::Present));
@@ -274,7 +274,7 @@ fn key_set_stage(rounds: usize) {
 fn key_set_lookup(rounds: usize) {
     let store = MemoryStore::new();
     block_on(async {
-        let set = Mutex::new(KeySet::load(&store, "bench", Kind::Events).await.expect("an empty set"));
+        let set = Mutex::new(KeySet::load(&store, "bench", KeyKind::Events).await.expect("an empty set"));
         for blob in 0..BLOBS_PER_FOLD {
             stage(&set, &store, &keys(blob)).await;
         }

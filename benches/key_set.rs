@@ -2,7 +2,7 @@
 
 use parking_lot::Mutex;
 
-use m365_audit::checkpoint::key_set::{Key, KeySet, Kind, Probe, contains_all, maintain};
+use m365_audit::checkpoint::key_set::{Key, KeyKind, KeySet, Probe, contains_all, maintain};
 use m365_audit::host::StateStore;
 use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::model::Timestamp;
@@ -27,7 +27,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 
 fn filled(count: u32) -> (MemoryStore, Mutex<KeySet>) {
     let store = MemoryStore::new();
-    let set = Mutex::new(block_on(KeySet::load(&store, "bench", Kind::Events)).unwrap());
+    let set = Mutex::new(block_on(KeySet::load(&store, "bench", KeyKind::Events)).unwrap());
     for from in (0..count).step_by(5_000) {
         let staged = set.lock().stage(&keys(from, 5_000), time(0));
         block_on(store.commit(staged.ops)).unwrap();
@@ -77,5 +77,5 @@ fn stage(bencher: divan::Bencher, count: u32) {
 #[divan::bench(sample_count = 5)]
 fn load_a_million(bencher: divan::Bencher) {
     let (store, _) = filled(1_000_000);
-    bencher.bench_local(|| block_on(KeySet::load(&store, "bench", Kind::Events)).unwrap());
+    bencher.bench_local(|| block_on(KeySet::load(&store, "bench", KeyKind::Events)).unwrap());
 }

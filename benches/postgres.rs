@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use m365_audit::checkpoint::format::Position;
 use m365_audit::checkpoint::key::Key;
-use m365_audit::checkpoint::ledger::{Change, Ledger, LedgerSettings, Opened, ServerTimeSource};
+use m365_audit::checkpoint::ledger::{Change, Ledger, LedgerSettings, OpenedLedger, ServerTimeSource};
 use m365_audit::clock::{Clock, SystemClock};
 use m365_audit::host::StateStore;
 use m365_audit::hosts::postgres::{Endpoint, PostgresStore};
@@ -27,7 +27,7 @@ fn tenant(number: usize) -> TenantId {
     format!("00000000-0000-4000-8000-{number:012}").parse().unwrap()
 }
 
-async fn opened(store: Arc<dyn StateStore>, number: usize) -> Opened {
+async fn opened(store: Arc<dyn StateStore>, number: usize) -> OpenedLedger {
     let settings = LedgerSettings {
         tenant: tenant(number),
         content_types: ContentType::ALL.to_vec(),
@@ -62,7 +62,7 @@ async fn main() {
         for number in 0..TENANTS {
             let (store, room) = (stores[number % 2].clone(), room.clone());
             tasks.spawn(async move {
-                let Opened { ledger, handle, .. } = opened(store, number).await;
+                let OpenedLedger { ledger, handle, .. } = opened(store, number).await;
                 let running = tokio::spawn(ledger.run());
                 let mut took = Vec::new();
                 for commit in 0..COMMITS_EACH {

@@ -5,7 +5,7 @@ mod events;
 use std::sync::Arc;
 
 use divan::Bencher;
-use m365_audit::normalise::{Normaliser, Settings};
+use m365_audit::normalise::{Normaliser, NormaliserSettings};
 use m365_audit::severity::Rules;
 
 fn main() {
@@ -24,7 +24,7 @@ fn assess(bencher: Bencher<'_, '_>, own_rules: usize) {
         .collect();
     let rules = Arc::new(Rules::with(false, &[], &own).expect("rules"));
     assert!(rules.rules().count() >= own_rules);
-    let normaliser = Normaliser::new(Settings { rules, ..Settings::default() });
+    let normaliser = Normaliser::new(NormaliserSettings { rules, ..NormaliserSettings::default() });
     let events = events::parsed();
     let (items, bytes) = events::counts(&events::events());
     bencher

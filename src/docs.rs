@@ -377,7 +377,7 @@ fn record_rows(page: &mut String, prefix: &str, schema: &Value, keys: &[&str]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::normalise::{Event, Normaliser, Settings};
+    use crate::normalise::{Event, Normaliser, NormaliserSettings};
     use crate::severity::Rules;
 
     #[test]
@@ -387,7 +387,7 @@ mod tests {
         let rules = example["sources"]["contoso"]["severity"]["rules"].as_array().unwrap();
         let rules: Vec<toml::Table> = rules.iter().map(|rule| rule.as_table().unwrap().clone()).collect();
         let rules = std::sync::Arc::new(Rules::with(false, &[], &rules).unwrap());
-        let normaliser = Normaliser::new(Settings { rules, ..Settings::default() });
+        let normaliser = Normaliser::new(NormaliserSettings { rules, ..NormaliserSettings::default() });
         let cmdlet = |operation: &str, identity: &str| {
             format!(
                 r#"{{"Id":"a","RecordType":1,"Operation":"{operation}","UserType":3,"Parameters":[{{"Name":"Identity","Value":"{identity}"}},{{"Name":"ForwardTo","Value":"x@example.net"}},{{"Name":"Name","Value":"mail"}}]}}"#
@@ -408,9 +408,9 @@ mod tests {
             (joined(4), "low OURS-2"),
         ] {
             let event = Event::parse(event.as_bytes()).unwrap();
-            let told = normaliser.explain(&event);
-            let ids: Vec<&str> = told.assessment.matches.iter().map(|found| found.rule().id.as_str()).collect();
-            let verdict = told.assessment.drop.map_or(told.assessment.severity().as_str(), |_| "drop");
+            let explained = normaliser.explain(&event);
+            let ids: Vec<&str> = explained.assessment.matches.iter().map(|found| found.rule().id.as_str()).collect();
+            let verdict = explained.assessment.drop.map_or(explained.assessment.severity().as_str(), |_| "drop");
             assert_eq!(format!("{verdict} {}", ids.join("+")), expected, "{}", event.text());
         }
     }

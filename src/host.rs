@@ -387,10 +387,10 @@ fn next_batch_id() -> u64 {
 /// Which of a host's outputs have confirmed a batch, so that it is sent again only to those that have not, and which of
 /// its records they will never accept.
 #[derive(Debug, Clone, Default)]
-pub struct Receipts(Arc<Mutex<Vec<Receipt>>>);
+pub struct Receipts(Arc<Mutex<Vec<OutputReceipt>>>);
 
 #[derive(Debug, Clone)]
-struct Receipt {
+struct OutputReceipt {
     output: u32,
     unfit: Vec<Unfit>,
 }
@@ -410,7 +410,7 @@ impl Receipts {
     pub fn add_except(&self, index: u32, unfit: Vec<Unfit>) {
         let mut receipts = self.lock();
         if !receipts.iter().any(|receipt| receipt.output == index) {
-            receipts.push(Receipt { output: index, unfit });
+            receipts.push(OutputReceipt { output: index, unfit });
         }
     }
 
@@ -429,7 +429,7 @@ impl Receipts {
         Self(Arc::new(Mutex::new(receipts)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Receipt>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<OutputReceipt>> {
         self.0.lock()
     }
 }

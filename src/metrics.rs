@@ -11,7 +11,7 @@ use crate::model::{ContentType, TenantId};
 
 /// Counter, gauge or histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only goes up.
     Counter,
     /// Goes up and down.
@@ -20,7 +20,7 @@ pub enum Kind {
     Histogram,
 }
 
-impl Kind {
+impl MetricKind {
     /// The name in documents.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ pub struct Metric {
     /// The full name.
     pub name: &'static str,
     /// Its kind.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// Its labels, in the order they are written.
     pub labels: &'static [&'static str],
     /// How a page with few series for each tenant shows it.
@@ -84,7 +84,7 @@ macro_rules! metrics_table {
         pub const ALL: &[Metric] = &[
             $(Metric {
                 name: $name,
-                kind: Kind::$kind,
+                kind: MetricKind::$kind,
                 labels: &[$($label),*],
                 by_tenant: ByTenant::$by_tenant,
                 help: $help,
@@ -161,7 +161,7 @@ pub const ABSENT: f64 = f64::from_bits(0x7ff8_0000_0000_0000);
 /// Clears the gauges of a tenant, except its health: its source has ended, and their last values would look current.
 pub fn source_ended(tenant: &TenantId) {
     for metric in
-        ALL.iter().filter(|metric| metric.kind == Kind::Gauge && ![HEALTH, SOURCE_INFO].contains(&metric.name))
+        ALL.iter().filter(|metric| metric.kind == MetricKind::Gauge && ![HEALTH, SOURCE_INFO].contains(&metric.name))
     {
         match metric.labels {
             ["tenant"] => metrics::gauge!(metric.name, "tenant" => tenant_label(tenant)).set(ABSENT),
@@ -214,9 +214,9 @@ pub fn tenant_label(tenant: &TenantId) -> metrics::SharedString {
 pub fn describe() {
     for metric in ALL {
         match metric.kind {
-            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
-            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
-            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+            MetricKind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            MetricKind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            MetricKind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
         }
     }
 }
@@ -236,7 +236,7 @@ mod tests {
                 ["tenant"] | ["sink"] | [] => true,
                 _ => {
                     [SOURCE_INFO, HEALTH_CAUSE, LEASE_LOST_TOTAL].contains(&metric.name)
-                        || metric.kind == Kind::Histogram
+                        || metric.kind == MetricKind::Histogram
                 }
             };
             assert!(is_one, "{}", metric.name);

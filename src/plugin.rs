@@ -19,7 +19,7 @@ pub struct Manifest {
     description: &'static str,
     licence: &'static str,
     hosts: Vec<HostEntry>,
-    state: State,
+    state: StateEntry,
     permissions: Vec<Permission>,
     metrics: Vec<MetricEntry>,
     config: toml::Table,
@@ -33,7 +33,7 @@ struct HostEntry {
 }
 
 #[derive(Debug, Serialize)]
-struct State {
+struct StateEntry {
     key_prefix: String,
     format_version: u32,
     kinds: &'static [&'static str],
@@ -71,7 +71,7 @@ pub fn manifest() -> Manifest {
             },
             HostEntry { name: "rust", artifact: "crate m365-audit", entry_point: "m365_audit::source" },
         ],
-        state: State {
+        state: StateEntry {
             key_prefix: format!("{}/<tenant>/", format::KEY_ROOT),
             format_version: format::FORMAT,
             kinds: format::KINDS,

@@ -142,10 +142,11 @@ fn an_idle_tenant_stays_within_its_share_of_memory() {
                     "max_requests_per_minute": 0,
                 }))
                 .unwrap();
-                let (counter, desk) = backfill::desk();
+                let (counter, desk) = backfill::request_queue();
                 counters.push(counter);
                 let source = M365Audit::new(format!("t{number}"), config, Arc::new(clock.clone()));
-                sources.spawn(Box::new(source.with_desk(desk).in_fleet(&fleet)).run(host.clone(), stop.clone()));
+                sources
+                    .spawn(Box::new(source.with_backfill_queue(desk).in_fleet(&fleet)).run(host.clone(), stop.clone()));
             }
             // Everyone has listed a day in two windows of each type and stored where that leads.
             let listings = tenants * 2 * ContentType::ALL.len();

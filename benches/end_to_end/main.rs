@@ -254,7 +254,7 @@ fn growth(only: Option<&str>) {
 
 /// The cost of known blobs and event keys in memory, on disk and in bytes written, in the embedded host's own store.
 fn keys(blobs: u64, events: u64) {
-    use m365_audit::checkpoint::key_set::{Key, KeySet, Kind, maintain};
+    use m365_audit::checkpoint::key_set::{Key, KeyKind, KeySet, maintain};
     use m365_audit::host::StateStore as _;
     use m365_audit::model::Timestamp;
 
@@ -266,7 +266,7 @@ fn keys(blobs: u64, events: u64) {
     };
     println!("| keys | in a commit | memory, bytes a key | on disk, bytes a key | written, bytes a key | load, s |");
     println!("| --- | ---: | ---: | ---: | ---: | ---: |");
-    for (name, kind, count, each) in [("blobs", Kind::Blobs, blobs, 16), ("events", Kind::Events, events, 2000)] {
+    for (name, kind, count, each) in [("blobs", KeyKind::Blobs, blobs, 16), ("events", KeyKind::Events, events, 2000)] {
         let dir = scratch.fresh("keys");
         let before = written();
         let file = dir.join("keys");

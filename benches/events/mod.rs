@@ -7,7 +7,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use m365_audit::config::{Format, RawForm};
 use m365_audit::host::{Batch, BatchBuilder, Kind, Noted};
 use m365_audit::model::{ContentType, TenantId};
-use m365_audit::normalise::{BlobContext, Event, Normaliser, Rendered, Settings};
+use m365_audit::normalise::{BlobContext, Event, Normaliser, NormaliserSettings, Rendered};
 use m365_audit::severity::Rules;
 
 const FAMILIES: [&str; 4] = [
@@ -48,7 +48,7 @@ pub fn blob(tenant: &TenantId) -> BlobContext<'_> {
 
 pub fn normaliser(format: Format, raw: RawForm, with_rules: bool) -> Normaliser {
     let rules = if with_rules { Rules::built_in() } else { Arc::new(Rules::none()) };
-    Normaliser::new(Settings { format, raw, rules, ..Settings::default() })
+    Normaliser::new(NormaliserSettings { format, raw, rules, ..NormaliserSettings::default() })
 }
 
 /// Their records, as a host gets them.

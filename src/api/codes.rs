@@ -13,7 +13,7 @@ use super::wire::ErrorBody;
 
 /// Which call was made; also the `endpoint` label of the request metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Endpoint {
+pub enum FeedCallKind {
     /// The authority's token endpoint.
     Token,
     /// `GET /subscriptions/list`
@@ -28,7 +28,7 @@ pub enum Endpoint {
     FetchBlob,
 }
 
-impl Endpoint {
+impl FeedCallKind {
     /// The label's value.
     pub const fn label(self) -> &'static str {
         match self {
@@ -91,7 +91,7 @@ pub enum Action {
 
 /// The judgement of an answer that was not a success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Verdict {
+pub(super) struct Judged {
     pub action: Action,
     pub slug: &'static str,
     pub says: &'static str,
@@ -100,7 +100,7 @@ pub(super) struct Verdict {
 
 /// How much a fault affects, before the failed call is taken into account.
 #[derive(Debug, Clone, Copy)]
-enum Reach {
+enum FaultReach {
     /// The same call will work later.
     Passing,
     Throttled,
@@ -118,16 +118,22 @@ enum Reach {
     Call,
 }
 
-struct Row {
+struct CodeRow {
     code: &'static str,
-    reach: Reach,
+    reach: FaultReach,
     slug: &'static str,
     says: &'static str,
     hint: &'static str,
 }
 
-const fn row(code: &'static str, reach: Reach, slug: &'static str, says: &'static str, hint: &'static str) -> Row {
-    Row { code, reach, slug, says, hint }
+const fn row(
+    code: &'static str,
+    reach: FaultReach,
+    slug: &'static str,
+    says: &'static str,
+    hint: &'static str,
+) -> CodeRow {
+    CodeRow { code, reach, slug, says, hint }
 }
 
 const REPORT_BUG: &str = "this build sent a call Microsoft does not accept; report it with this message";
@@ -138,191 +144,197 @@ pub(super) const THROTTLED_HINT: &str = "none needed; if it lasts, lower `max_re
 const PASSING_HINT: &str = "none needed unless it lasts; see the Microsoft 365 service health page";
 
 /// The codes of the reference and those seen beside them.
-const CODES: &[Row] = &[
+const CODES: &[CodeRow] = &[
     row(
         "AF10001",
-        Reach::Type,
+        FaultReach::Type,
         "api-permission-missing",
         "the permission is not in the token",
         "grant `ActivityFeed.Read` (for `DLP.All` also `ActivityFeed.ReadDlp`) of Office 365 Management APIs as an \
          application permission and give admin consent; consent can take some minutes",
     ),
-    row("AF20001", Reach::Call, "api-call-refused", "a parameter is missing", REPORT_BUG),
+    row("AF20001", FaultReach::Call, "api-call-refused", "a parameter is missing", REPORT_BUG),
     row(
         "AF20002",
-        Reach::Call,
+        FaultReach::Call,
         "api-call-refused",
         "a parameter has the wrong type",
         "check that `publisher_identifier` is a GUID; otherwise report it with this message",
     ),
-    row("AF20003", Reach::Call, "api-call-refused", "the webhook's expiration lies in the past", REPORT_BUG),
+    row("AF20003", FaultReach::Call, "api-call-refused", "the webhook's expiration lies in the past", REPORT_BUG),
     row(
         "AF20010",
-        Reach::Tenant,
+        FaultReach::Tenant,
         "api-tenant-mismatch",
         "the tenant id is not the tenant of the token",
         "check `tenant_id`; it must be the tenant in which the token was asked for",
     ),
     row(
         "AF20011",
-        Reach::Tenant,
+        FaultReach::Tenant,
         "api-tenant-unknown",
         "the tenant is unknown or was deleted",
         "check `tenant_id` and `cloud`; a tenant of a government or China cloud is unknown elsewhere",
     ),
     row(
         "AF20012",
-        Reach::Tenant,
+        FaultReach::Tenant,
         "api-tenant-misconfigured",
         "the tenant is wrongly configured in Microsoft's system",
         "open a support case with Microsoft; it is tried again meanwhile",
     ),
     row(
         "AF20013",
-        Reach::Tenant,
+        FaultReach::Tenant,
         "api-tenant-not-a-guid",
         "the tenant in the URL is not a GUID",
         "set `tenant_id` to the tenant's GUID, not to its domain",
     ),
     row(
         "AF20020",
-        Reach::Type,
+        FaultReach::Type,
         "api-content-type-refused",
         "the content type is not valid",
         "check `content_types`; not every national cloud offers all five",
     ),
-    row("AF20021", Reach::Call, "api-call-refused", "the webhook could not be validated", REPORT_BUG),
+    row("AF20021", FaultReach::Call, "api-call-refused", "the webhook could not be validated", REPORT_BUG),
     row(
         "AF20022",
-        Reach::Subscription,
+        FaultReach::Subscription,
         "api-subscription-missing",
         "there is no subscription to this content type",
         "none needed: it is started; content can take up to 12 hours to appear",
     ),
     row(
         "AF20023",
-        Reach::Subscription,
+        FaultReach::Subscription,
         "api-subscription-disabled",
         "the subscription was disabled",
         "it is started again; if it comes back, ask the tenant's administrators who disables it",
     ),
-    row("AF20024", Reach::AlreadyEnabled, "api-subscription-enabled", "the subscription is already enabled", ""),
-    row("AF20030", Reach::Window, "api-window-refused", WINDOW_SAYS, WINDOW_HINT),
-    row("AF20055", Reach::Window, "api-window-refused", WINDOW_SAYS, WINDOW_HINT),
+    row("AF20024", FaultReach::AlreadyEnabled, "api-subscription-enabled", "the subscription is already enabled", ""),
+    row("AF20030", FaultReach::Window, "api-window-refused", WINDOW_SAYS, WINDOW_HINT),
+    row("AF20055", FaultReach::Window, "api-window-refused", WINDOW_SAYS, WINDOW_HINT),
     row(
         "AF20031",
-        Reach::Page,
+        FaultReach::Page,
         "api-page-link-refused",
         "Microsoft does not know its own page link any more",
         "none needed: the window is listed again from its first page",
     ),
     row(
         "AF20050",
-        Reach::Blob,
+        FaultReach::Blob,
         "api-blob-missing",
         "the blob does not exist",
         "none needed: it is asked for again until it expires",
     ),
     row(
         "AF20051",
-        Reach::Blob,
+        FaultReach::Blob,
         "api-blob-expired",
         "Microsoft says that the blob has expired",
         "none needed: it is asked for again until its own expiry; shorten outages to stay within 7 days",
     ),
     row(
         "AF20052",
-        Reach::Blob,
+        FaultReach::Blob,
         "api-blob-id-refused",
         "Microsoft does not accept the blob's id",
         "check for a proxy that rewrites `$` or `%` in URLs",
     ),
-    row("AF20053", Reach::Call, "api-call-refused", "Accept-Language names several languages", REPORT_BUG),
-    row("AF20054", Reach::Call, "api-call-refused", "Accept-Language has bad syntax", REPORT_BUG),
-    row("AF429", Reach::Throttled, "api-throttled", "too many requests", THROTTLED_HINT),
-    row("AF50000", Reach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT),
-    row("AF50005", Reach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT),
-    row("AF50006", Reach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT),
+    row("AF20053", FaultReach::Call, "api-call-refused", "Accept-Language names several languages", REPORT_BUG),
+    row("AF20054", FaultReach::Call, "api-call-refused", "Accept-Language has bad syntax", REPORT_BUG),
+    row("AF429", FaultReach::Throttled, "api-throttled", "too many requests", THROTTLED_HINT),
+    row("AF50000", FaultReach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT),
+    row("AF50005", FaultReach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT),
+    row("AF50006", FaultReach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT),
 ];
 
-const TOKEN_REFUSED: Row = row(
+const TOKEN_REFUSED: CodeRow = row(
     "",
-    Reach::Tenant,
+    FaultReach::Tenant,
     "api-token-refused",
     "the token was refused",
     "check `cloud` and the audience: the token must be for the API's own host, not for Microsoft Graph",
 );
-const AUDIT_OFF: Row = row(
+const AUDIT_OFF: CodeRow = row(
     "",
-    Reach::Tenant,
+    FaultReach::Tenant,
     "api-audit-off",
     "unified audit logging is off in the tenant (or the tenant id is wrong)",
     "turn it on: `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` in Exchange Online PowerShell; it \
      can take an hour or more. Nothing from before it is switched on will ever come: Microsoft did not record it",
 );
-const NO_SERVICE_PRINCIPAL: Row = row(
+const NO_SERVICE_PRINCIPAL: CodeRow = row(
     "",
-    Reach::Tenant,
+    FaultReach::Tenant,
     "api-not-in-tenant",
     "the tenant has no service principal for the API",
     "add the application permission `ActivityFeed.Read` of Office 365 Management APIs (not Microsoft Graph) to the \
      app and grant admin consent",
 );
-const NOT_ONBOARDED: Row = row(
+const NOT_ONBOARDED: CodeRow = row(
     "",
-    Reach::Subscription,
+    FaultReach::Subscription,
     "api-not-onboarded",
     "the tenant has not been onboarded to the feed",
     "none needed: the subscription is started; content can take up to 12 hours to appear",
 );
-const SERVER_EXCEPTION: Row =
-    row("", Reach::Passing, "api-server-exception", "an exception at Microsoft", "report it to Microsoft if it lasts");
-const FORBIDDEN: Row = row(
+const SERVER_EXCEPTION: CodeRow = row(
     "",
-    Reach::Tenant,
+    FaultReach::Passing,
+    "api-server-exception",
+    "an exception at Microsoft",
+    "report it to Microsoft if it lasts",
+);
+const FORBIDDEN: CodeRow = row(
+    "",
+    FaultReach::Tenant,
     "api-forbidden",
     "access was refused without an error code",
     "look for a proxy, a Conditional Access policy or a firewall between this machine and the API",
 );
-const WRONG_PATH: Row =
-    row("", Reach::Tenant, "api-not-found", "there is no feed at this address", "check `cloud` and `api_url`");
-const BLOB_NOT_FOUND: Row = row(
+const WRONG_PATH: CodeRow =
+    row("", FaultReach::Tenant, "api-not-found", "there is no feed at this address", "check `cloud` and `api_url`");
+const BLOB_NOT_FOUND: CodeRow = row(
     "",
-    Reach::Blob,
+    FaultReach::Blob,
     "api-blob-missing",
     "the blob does not exist",
     "none needed: it is asked for again until it expires",
 );
-const REDIRECTED: Row = row(
+const REDIRECTED: CodeRow = row(
     "",
-    Reach::Passing,
+    FaultReach::Passing,
     "api-redirect-refused",
     "the answer was a redirect, which is never followed",
     "look for a proxy or a captive portal, and check `api_url`",
 );
-const SERVER_ERROR: Row = row("", Reach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT);
-const THROTTLED: Row = row("", Reach::Throttled, "api-throttled", "too many requests", THROTTLED_HINT);
-const UNAVAILABLE: Row =
-    row("", Reach::Passing, "api-unavailable", "the service is not available for the moment", PASSING_HINT);
-const PROXY_AUTH: Row = row(
+const SERVER_ERROR: CodeRow =
+    row("", FaultReach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT);
+const THROTTLED: CodeRow = row("", FaultReach::Throttled, "api-throttled", "too many requests", THROTTLED_HINT);
+const UNAVAILABLE: CodeRow =
+    row("", FaultReach::Passing, "api-unavailable", "the service is not available for the moment", PASSING_HINT);
+const PROXY_AUTH: CodeRow = row(
     "",
-    Reach::Tenant,
+    FaultReach::Tenant,
     "api-proxy-refused",
     "the proxy asks for credentials",
     "put the proxy's user and password into `proxy_url`",
 );
-const UNKNOWN_CLIENT_FAULT: Row =
-    row("", Reach::Call, "api-call-refused", "the call was refused with an unknown error code", REPORT_BUG);
-const UNEXPECTED: Row = row(
+const UNKNOWN_CLIENT_FAULT: CodeRow =
+    row("", FaultReach::Call, "api-call-refused", "the call was refused with an unknown error code", REPORT_BUG);
+const UNEXPECTED: CodeRow = row(
     "",
-    Reach::Passing,
+    FaultReach::Passing,
     "api-unexpected-answer",
     "the answer is not one of this API",
     "look for a proxy that answers in Microsoft's place",
 );
 
 /// Rows chosen by status and shape.
-const BY_STATUS: &[&Row] = &[
+const BY_STATUS: &[&CodeRow] = &[
     &TOKEN_REFUSED,
     &AUDIT_OFF,
     &NO_SERVICE_PRINCIPAL,
@@ -352,37 +364,37 @@ pub(super) fn codes_of(slug: &str) -> impl Iterator<Item = &'static str> {
 
 /// Judges an answer that was not a success.
 pub(super) fn judge(
-    endpoint: Endpoint,
+    endpoint: FeedCallKind,
     content_type: Option<ContentType>,
     status: u16,
     body: &ErrorBody,
     retry_after: Option<Duration>,
-) -> Verdict {
+) -> Judged {
     let row = find_row(endpoint, status, body);
     let action = match (row.reach, endpoint) {
-        (Reach::Passing, _) => Action::Retry { not_before: retry_after },
-        (Reach::Throttled, _) => Action::Throttled { retry_after },
-        (Reach::Subscription, _) => Action::StartSubscription,
-        (Reach::AlreadyEnabled, _) => Action::AlreadyEnabled,
-        (Reach::Page, Endpoint::ListContent) => Action::RestartWindow,
-        (Reach::Window, Endpoint::ListContent) => Action::RecomputeWindow,
-        (Reach::Tenant, _) if is_blob_alone(row, endpoint) => Action::RetryBlobSlowly,
-        (Reach::Tenant, _) => Action::SlowRetryTenant,
-        (Reach::Type, _) if content_type.is_some() => Action::ParkType,
-        (_, Endpoint::FetchBlob) => Action::RetryBlobSlowly,
-        (Reach::Blob, _) => Action::Retry { not_before: retry_after },
+        (FaultReach::Passing, _) => Action::Retry { not_before: retry_after },
+        (FaultReach::Throttled, _) => Action::Throttled { retry_after },
+        (FaultReach::Subscription, _) => Action::StartSubscription,
+        (FaultReach::AlreadyEnabled, _) => Action::AlreadyEnabled,
+        (FaultReach::Page, FeedCallKind::ListContent) => Action::RestartWindow,
+        (FaultReach::Window, FeedCallKind::ListContent) => Action::RecomputeWindow,
+        (FaultReach::Tenant, _) if is_blob_alone(row, endpoint) => Action::RetryBlobSlowly,
+        (FaultReach::Tenant, _) => Action::SlowRetryTenant,
+        (FaultReach::Type, _) if content_type.is_some() => Action::ParkType,
+        (_, FeedCallKind::FetchBlob) => Action::RetryBlobSlowly,
+        (FaultReach::Blob, _) => Action::Retry { not_before: retry_after },
         _ if content_type.is_some() => Action::ParkType,
         _ => Action::SlowRetryTenant,
     };
-    Verdict { action, slug: row.slug, says: row.says, hint: row.hint }
+    Judged { action, slug: row.slug, says: row.says, hint: row.hint }
 }
 
 /// A bare 403 on one blob does not yet concern the tenant: the next listing shows whether it does.
-fn is_blob_alone(row: &Row, endpoint: Endpoint) -> bool {
-    endpoint == Endpoint::FetchBlob && row.slug == FORBIDDEN.slug
+fn is_blob_alone(row: &CodeRow, endpoint: FeedCallKind) -> bool {
+    endpoint == FeedCallKind::FetchBlob && row.slug == FORBIDDEN.slug
 }
 
-fn find_row(endpoint: Endpoint, status: u16, body: &ErrorBody) -> &'static Row {
+fn find_row(endpoint: FeedCallKind, status: u16, body: &ErrorBody) -> &'static CodeRow {
     match body {
         ErrorBody::Af { code, .. } => {
             return CODES.iter().find(|row| row.code == code).unwrap_or(match (code.as_bytes().get(2), status) {
@@ -412,7 +424,7 @@ fn find_row(endpoint: Endpoint, status: u16, body: &ErrorBody) -> &'static Row {
         429 => &THROTTLED,
         401 => &TOKEN_REFUSED,
         403 => &FORBIDDEN,
-        404 | 410 if endpoint == Endpoint::FetchBlob => &BLOB_NOT_FOUND,
+        404 | 410 if endpoint == FeedCallKind::FetchBlob => &BLOB_NOT_FOUND,
         404 => &WRONG_PATH,
         407 => &PROXY_AUTH,
         300..=399 => &REDIRECTED,
@@ -441,7 +453,7 @@ mod tests {
             AlreadyEnabled, ParkType, RecomputeWindow, RestartWindow, Retry, RetryBlobSlowly, SlowRetryTenant,
             Throttled,
         };
-        use Endpoint::{FetchBlob, ListContent, ListSubscriptions, StartSubscription};
+        use FeedCallKind::{FetchBlob, ListContent, ListSubscriptions, StartSubscription};
         let general = Some(ContentType::General);
         let retry = Retry { not_before: None };
         let throttled = Throttled { retry_after: None };
@@ -450,7 +462,7 @@ mod tests {
             "DataServiceException: Tenant t does not have a service principal for resource manage.office.com.";
         let not_onboarded = "InvalidPropertyValueException: Tenant t has not been onboarded";
         #[rustfmt::skip]
-        let table: &[(Endpoint, u16, ErrorBody, Action, &str)] = &[
+        let table: &[(FeedCallKind, u16, ErrorBody, Action, &str)] = &[
             (ListContent, 401, af("AF10001"), ParkType, "api-permission-missing"),
             (FetchBlob, 401, af("AF10001"), ParkType, "api-permission-missing"),
             (ListContent, 400, af("AF20001"), ParkType, "api-call-refused"),

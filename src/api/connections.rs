@@ -1,4 +1,4 @@
-//! Connections that the tenants of one process share: one [`Way`] for each host and way of connecting to it, and a
+//! Connections that the tenants of one process share: one [`HostClients`] for each host and way of connecting to it, and a
 //! bound on all of them, since each is an open file.
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
-use super::http::{HttpSettings, IDLE_MAX, Way};
+use super::http::{HostClients, HttpSettings, IDLE_MAX};
 use crate::clock::Clock;
 use crate::model::TenantId;
 
@@ -25,7 +25,7 @@ const OWN_MAX: usize = 32;
 /// first call was made, so one belongs to one runtime.
 #[derive(Clone)]
 pub struct Connections {
-    ways: Arc<Mutex<HashMap<blake3::Hash, Weak<Way>>>>,
+    ways: Arc<Mutex<HashMap<blake3::Hash, Weak<HostClients>>>>,
     bound: Bound,
 }
 
@@ -84,22 +84,22 @@ impl Bound {
 
     /// Waits for a permit for a small call. The semaphore is never closed; if it were, the call would be sent without a
     /// permit.
-    pub async fn call(&self) -> Option<Room> {
+    pub async fn call(&self) -> Option<ConnectionPermit> {
         let all = self.calls.clone().acquire_owned().await.ok()?;
-        Some(Room { _all: all, _own: None })
+        Some(ConnectionPermit { _all: all, _own: None })
     }
 
     /// Waits for a permit for a download.
-    pub async fn download(&self, own: &Arc<Semaphore>) -> Option<Room> {
+    pub async fn download(&self, own: &Arc<Semaphore>) -> Option<ConnectionPermit> {
         let own = own.clone().acquire_owned().await.ok()?;
         let all = self.downloads.clone().acquire_owned().await.ok()?;
-        Some(Room { _all: all, _own: Some(own) })
+        Some(ConnectionPermit { _all: all, _own: Some(own) })
     }
 }
 
 /// A permit for one connection, released when dropped.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct ConnectionPermit {
     _all: OwnedSemaphorePermit,
     _own: Option<OwnedSemaphorePermit>,
 }
@@ -133,13 +133,13 @@ impl Connections {
     }
 
     /// The clients for the origin of `target`; shared with other tenants that have the same settings.
-    pub(super) fn way(&self, settings: &HttpSettings<'_>, target: &Url) -> Result<Arc<Way>, String> {
+    pub(super) fn way(&self, settings: &HttpSettings<'_>, target: &Url) -> Result<Arc<HostClients>, String> {
         let key = key(settings, target);
         let mut ways = self.ways.lock();
         if let Some(way) = ways.get(&key).and_then(Weak::upgrade) {
             return Ok(way);
         }
-        let way = Arc::new(Way::new(settings, target, self.bound.idle)?);
+        let way = Arc::new(HostClients::new(settings, target, self.bound.idle)?);
         // Drops unused entries: a CA file was replaced, or a tenant was removed.
         ways.retain(|_, way| way.strong_count() > 0);
         ways.insert(key, Arc::downgrade(&way));

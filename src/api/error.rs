@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::auth::AuthError;
 use crate::model::{Actionable, ContentType, TenantId};
 
-use super::codes::{Action, Endpoint};
+use super::codes::{Action, FeedCallKind};
 
 /// The kind of an [`ApiError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,7 +38,7 @@ pub struct ApiError(Box<Details>);
 #[derive(Debug)]
 pub(super) struct Details {
     pub tenant: TenantId,
-    pub endpoint: Endpoint,
+    pub endpoint: FeedCallKind,
     pub content_type: Option<ContentType>,
     pub kind: ErrorKind,
     pub action: Action,
@@ -86,7 +86,7 @@ impl ApiError {
     }
 
     /// Which call.
-    pub fn endpoint(&self) -> Endpoint {
+    pub fn endpoint(&self) -> FeedCallKind {
         self.0.endpoint
     }
 

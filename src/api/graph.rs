@@ -20,9 +20,9 @@ use serde_json::value::RawValue;
 use url::Url;
 
 use super::connections::Bound;
-use super::http::{Body, Way};
+use super::http::{Body, HostClients};
 use super::{ERROR_BYTES_MAX, LISTING_BYTES_MAX};
-use crate::auth::network::Route;
+use crate::auth::network::NetworkRoute;
 use crate::auth::{AuthError, Token, TokenFacts, TokenSettings, TokenSource};
 use crate::clock::Clock;
 use crate::config::{GRAPH_URL, Places};
@@ -190,13 +190,13 @@ const READ: &str = "read the records of a search of Microsoft Graph";
 
 /// Graph's audit search of one tenant. Clones share token, connections and version.
 #[derive(Clone)]
-pub struct GraphClient(Arc<Inner>);
+pub struct GraphClient(Arc<GraphInner>);
 
-struct Inner {
+struct GraphInner {
     tenant: TenantId,
     graph_url: Url,
-    way: Arc<Way>,
-    route: Route,
+    way: Arc<HostClients>,
+    route: NetworkRoute,
     places: Places,
     bound: Bound,
     patience: Duration,
@@ -233,7 +233,7 @@ struct WirePage<'a> {
 }
 
 /// An answer and its status.
-struct Answer {
+struct GraphAnswer {
     status: u16,
     body: Vec<u8>,
     retry_after: Option<Duration>,
@@ -242,7 +242,7 @@ struct Answer {
 
 impl GraphClient {
     /// The Graph client for the tenant of this feed: it signs in the same way, for Graph, and calls only `graph_url`.
-    pub(super) fn of(feed: &super::Inner) -> GraphClient {
+    pub(super) fn of(feed: &super::ClientInner) -> GraphClient {
         let settings = TokenSettings { audience: GRAPH_URL.to_owned(), ..feed.tokens.settings().clone() };
         let tokens = TokenSource::new(
             settings,
@@ -251,7 +251,7 @@ impl GraphClient {
             feed.bound.calls.clone(),
             feed.clock.clone(),
         );
-        GraphClient(Arc::new(Inner {
+        GraphClient(Arc::new(GraphInner {
             tenant: feed.tenant.clone(),
             graph_url: feed.graph_url.clone(),
             route: feed.graph_way.route(feed.places.clone()),
@@ -339,7 +339,7 @@ impl GraphClient {
         method: Method,
         path: &str,
         body: Option<String>,
-    ) -> Result<Answer, GraphError> {
+    ) -> Result<GraphAnswer, GraphError> {
         let version = self.version();
         let answer = self.0.send(doing, &method, self.0.url(version, path), body.clone()).await?;
         if answer.status != 404 {
@@ -361,7 +361,7 @@ impl GraphClient {
     }
 }
 
-impl Inner {
+impl GraphInner {
     fn url(&self, version: GraphVersion, path: &str) -> Url {
         let mut url = self.graph_url.clone();
         let root = url.path().trim_end_matches('/').to_owned();
@@ -423,7 +423,7 @@ impl Inner {
         method: &Method,
         url: Url,
         body: Option<String>,
-    ) -> Result<Answer, GraphError> {
+    ) -> Result<GraphAnswer, GraphError> {
         let mut refused: Option<Token> = None;
         loop {
             self.bound.leave(&self.tenant, &self.clock).await;
@@ -448,7 +448,7 @@ impl Inner {
         url: Url,
         body: Option<String>,
         token: Token,
-    ) -> Result<Answer, GraphError> {
+    ) -> Result<GraphAnswer, GraphError> {
         let mut request = self
             .way
             .calls()
@@ -480,7 +480,12 @@ impl Inner {
         })
     }
 
-    async fn read(&self, doing: &'static str, response: reqwest::Response, token: Token) -> Result<Answer, GraphError> {
+    async fn read(
+        &self,
+        doing: &'static str,
+        response: reqwest::Response,
+        token: Token,
+    ) -> Result<GraphAnswer, GraphError> {
         let status = response.status().as_u16();
         self.count(doing, response.status().as_str());
         let date = response.headers().get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
@@ -511,11 +516,11 @@ impl Inner {
                 ));
             }
         };
-        Ok(Answer { status, body, retry_after, token })
+        Ok(GraphAnswer { status, body, retry_after, token })
     }
 
     /// The answer, if it is a success.
-    fn judged(&self, doing: &'static str, answer: Answer) -> Result<Answer, GraphError> {
+    fn judged(&self, doing: &'static str, answer: GraphAnswer) -> Result<GraphAnswer, GraphError> {
         let (fault, slug, hint) = match answer.status {
             200..=299 => return Ok(answer),
             429 => (GraphFault::Throttled, "graph-throttled", THROTTLED_HINT),
@@ -533,7 +538,7 @@ impl Inner {
         Err(error)
     }
 
-    fn query(&self, doing: &'static str, answer: &Answer) -> Result<GraphQuery, GraphError> {
+    fn query(&self, doing: &'static str, answer: &GraphAnswer) -> Result<GraphQuery, GraphError> {
         let wire: WireQuery = serde_json::from_slice(&answer.body).map_err(|_| self.unexpected(doing, answer))?;
         if wire.id.is_empty() {
             return Err(self.unexpected(doing, answer));
@@ -556,7 +561,7 @@ impl Inner {
         })
     }
 
-    fn unexpected(&self, doing: &'static str, answer: &Answer) -> GraphError {
+    fn unexpected(&self, doing: &'static str, answer: &GraphAnswer) -> GraphError {
         let text = redact(&String::from_utf8_lossy(&answer.body), &[answer.token.secret()]);
         let says = format!("the answer is not what was asked for: `{}`", excerpt(&text));
         self.error(doing, GraphFault::Passing, "graph-unexpected-answer", says, UNEXPECTED_HINT)
@@ -632,7 +637,7 @@ mod tests {
             cloud: Cloud::Enterprise,
             authority_url: url("http://127.0.0.1:1"),
             audience: "https://manage.office.com".into(),
-            token_endpoint: crate::auth::TokenEndpoint::V2,
+            token_endpoint: crate::auth::EndpointVersion::V2,
             client_id: "app".into(),
             credential: Credential::Secret("s3cret~s3cret".into()),
             assertion_audience: None,

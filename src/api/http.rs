@@ -17,7 +17,7 @@ use tokio_util::io::StreamReader;
 use url::Url;
 
 use super::tls::tls_with;
-use crate::auth::network::{Proxy, Route};
+use crate::auth::network::{NetworkRoute, Proxy};
 use crate::config::{Places, is_link_local, is_loopback};
 use crate::net::error_chain;
 
@@ -49,7 +49,7 @@ pub(super) struct HttpSettings<'a> {
 /// handshake costs a millisecond, and a thousand idle tenants have no more than a handful of calls in flight. All use
 /// HTTP/1.1, so that each call has its own connection: no call waits for another tenant's, and a slow reader of a blob
 /// does not block a connection of others.
-pub(super) struct Way {
+pub(super) struct HostClients {
     calls: reqwest::Client,
     transfers: reqwest::Client,
     tls: rustls::ClientConfig,
@@ -68,7 +68,7 @@ enum Proxying {
     Through(Box<reqwest::Proxy>, Url),
 }
 
-impl Way {
+impl HostClients {
     /// The clients for `target`. Loopback and link-local hosts are reached without a proxy.
     ///
     /// Its clients have no timeout except for connecting: the library's own read timeout would continue while the
@@ -97,14 +97,14 @@ impl Way {
     }
 
     /// The diagnosis for a host that was not reached.
-    pub fn route(&self, places: Places) -> Route {
+    pub fn route(&self, places: Places) -> NetworkRoute {
         let url = match &self.proxying {
             Proxying::Direct => None,
             Proxying::Environment => proxy_of_environment(&self.target),
             Proxying::Through(_, url) => Some(url.clone()),
         };
         let proxy = url.map(|url| Arc::new(Proxy::new(url, self.tls.clone(), self.connect_timeout)));
-        Route::new(self.target.clone(), proxy, places)
+        NetworkRoute::new(self.target.clone(), proxy, places)
     }
 
     /// For blobs; separate from the former, so that a slow blob never delays a small call.
@@ -169,17 +169,17 @@ fn proxy_of_environment(target: &Url) -> Option<Url> {
 
 /// A body being received, decoded. The read timeout runs only while the caller waits for bytes.
 pub(super) enum Body {
-    Plain(Raw),
+    Plain(RawBody),
     Gzip(Box<GzipBody>),
 }
 
 /// The bytes as they come from the connection.
-pub(super) struct Raw {
+pub(super) struct RawBody {
     response: reqwest::Response,
     read_timeout: Duration,
 }
 
-impl Raw {
+impl RawBody {
     async fn chunk(&mut self) -> Result<Option<Bytes>, Transfer> {
         match tokio::time::timeout(self.read_timeout, self.response.chunk()).await {
             Ok(outcome) => outcome.map_err(|error| Transfer(error_chain(&error.without_url()))),
@@ -213,7 +213,7 @@ impl Body {
     /// The body of an answer; its `Content-Encoding` may be absent, `identity` or `gzip`.
     pub fn of(response: reqwest::Response, read_timeout: Duration) -> Result<Self, BodyFault> {
         let encoding = encoding(response.headers());
-        let raw = Raw { response, read_timeout };
+        let raw = RawBody { response, read_timeout };
         match encoding.as_str() {
             "" | "identity" => Ok(Self::Plain(raw)),
             "gzip" | "x-gzip" => {

@@ -37,8 +37,8 @@ use crate::net::{self, RETRY_AFTER_MAX, error_chain, excerpt, redact};
 
 pub use crate::auth::certificate::CertificateFiles;
 pub use crate::auth::identity::{ARC_KEY_DIR, ManagedIdentity};
-pub use crate::auth::{AuthError, Credential, SecretText, TokenEndpoint, TokenFacts};
-pub use codes::{Action, Endpoint};
+pub use crate::auth::{AuthError, Credential, EndpointVersion, SecretText, TokenFacts};
+pub use codes::{Action, FeedCallKind};
 pub use connections::Connections;
 pub(crate) use connections::MayAsk;
 pub use error::{ApiError, ErrorKind};
@@ -49,12 +49,12 @@ pub use graph::{
 pub use link::PageLink;
 pub use wire::{SkippedItem, Subscription, Webhook};
 
-use crate::auth::network::Route;
-use connections::{Bound, Room};
+use crate::auth::network::NetworkRoute;
+use connections::{Bound, ConnectionPermit};
 use error::Details;
-use http::{Body, BodyFault, HttpSettings, Way};
+use http::{Body, BodyFault, HostClients, HttpSettings};
 use link::{Links, Resolved};
-use pace::{About, Held, LANES, Leave, Pace};
+use pace::{CallSubject, Held, LANES, Leave, Pace};
 use wire::ErrorBody;
 
 /// Most bytes read of an error's body.
@@ -125,7 +125,7 @@ pub struct ApiSettings {
     /// The audience of the token; the cloud's API root.
     pub audience: String,
     /// Which token endpoint.
-    pub token_endpoint: TokenEndpoint,
+    pub token_endpoint: EndpointVersion,
     /// The app's client id.
     pub client_id: String,
     /// The app's proof.
@@ -206,33 +206,33 @@ pub struct ContentPage {
 /// One tenant's feed. Clones share pace, token and connections.
 #[derive(Clone)]
 pub struct ApiClient {
-    inner: Arc<Inner>,
-    share: Option<Arc<Share>>,
+    inner: Arc<ClientInner>,
+    share: Option<Arc<QuotaShare>>,
 }
 
 /// A part of the allowance, for work that leaves room for the rest.
-struct Share {
+struct QuotaShare {
     max_requests_per_minute: u32,
     /// Made at the first call: every tenant has a share, and hardly any uses it.
     pace: OnceLock<Box<Pace>>,
     sent: AtomicU64,
 }
 
-struct Inner {
+struct ClientInner {
     tenant: TenantId,
     links: Links,
-    way: Arc<Way>,
+    way: Arc<HostClients>,
     graph_url: Url,
-    graph_way: Arc<Way>,
+    graph_way: Arc<HostClients>,
     /// Explains why the API was not reached.
-    route: Route,
+    route: NetworkRoute,
     /// Where remedies lead.
     places: Places,
     /// Permits for connections, shared by all tenants.
     bound: Bound,
     /// Permits for this tenant's downloads.
     own_downloads: Arc<Semaphore>,
-    authority_way: Arc<Way>,
+    authority_way: Arc<HostClients>,
     connect_timeout: Duration,
     read_timeout: Duration,
     tokens: TokenSource,
@@ -251,22 +251,22 @@ impl fmt::Debug for ApiClient {
 
 /// A call: which, of which type.
 #[derive(Debug, Clone, Copy)]
-struct Call {
-    endpoint: Endpoint,
+struct FeedCall {
+    endpoint: FeedCallKind,
     content_type: Option<ContentType>,
     /// Identifies the blob; 0 for calls without a blob.
     blob: u64,
 }
 
-impl Call {
-    fn new(endpoint: Endpoint, content_type: Option<ContentType>) -> Self {
+impl FeedCall {
+    fn new(endpoint: FeedCallKind, content_type: Option<ContentType>) -> Self {
         Self { endpoint, content_type, blob: 0 }
     }
 
-    fn about(self) -> About {
+    fn about(self) -> CallSubject {
         let known = |content_type| ContentType::ALL.iter().position(|known| *known == content_type);
         let lane = self.content_type.and_then(known).map_or(0, |at| at + 1);
-        About { lane: lane.min(LANES - 1), blob: self.blob }
+        CallSubject { lane: lane.min(LANES - 1), blob: self.blob }
     }
 }
 
@@ -278,13 +278,13 @@ fn number_of(blob_id: &str) -> u64 {
 }
 
 /// An answer that was judged a success.
-struct Answer<'a> {
+struct FeedAnswer<'a> {
     headers: HeaderMap,
     body: Body,
     token: Token,
     leave: Leave<'a>,
     /// The permit for its connection, held while the body is read.
-    room: Option<Room>,
+    room: Option<ConnectionPermit>,
 }
 
 fn token_settings(settings: ApiSettings, places: Places) -> TokenSettings {
@@ -303,7 +303,7 @@ fn token_settings(settings: ApiSettings, places: Places) -> TokenSettings {
 }
 
 /// The error for settings with which no client can be made.
-fn unusable(tenant: TenantId, endpoint: Endpoint, why: String, places: &Places) -> ApiError {
+fn unusable(tenant: TenantId, endpoint: FeedCallKind, why: String, places: &Places) -> ApiError {
     ApiError::new(Details {
         tenant,
         endpoint,
@@ -366,11 +366,11 @@ impl ApiClient {
             way.map_err(|why| unusable(settings.tenant.clone(), endpoint, why, &places))
         };
         // Separate clients, because the proxy may apply to only one of the hosts.
-        let api_way = way(Endpoint::ListSubscriptions, &settings.api_url)?;
-        let graph_way = way(Endpoint::ListSubscriptions, &settings.graph_url)?;
+        let api_way = way(FeedCallKind::ListSubscriptions, &settings.api_url)?;
+        let graph_way = way(FeedCallKind::ListSubscriptions, &settings.graph_url)?;
         let authority_way = match &settings.credential {
-            Credential::ManagedIdentity(identity) => way(Endpoint::Token, &identity.url)?,
-            _ => way(Endpoint::Token, &settings.authority_url)?,
+            Credential::ManagedIdentity(identity) => way(FeedCallKind::Token, &identity.url)?,
+            _ => way(FeedCallKind::Token, &settings.authority_url)?,
         };
         let links = Links::new(&settings.api_url, settings.cloud, &settings.tenant, &settings.publisher_identifier);
         let (connect_timeout, read_timeout) = (settings.connect_timeout, settings.read_timeout);
@@ -389,7 +389,7 @@ impl ApiClient {
         };
         Ok(ApiClient {
             share: None,
-            inner: Arc::new(Inner {
+            inner: Arc::new(ClientInner {
                 links,
                 tenant,
                 bound: connections.bound().clone(),
@@ -415,7 +415,7 @@ impl ApiClient {
     /// The same feed, with its listings and blobs limited to `max_requests_per_minute` of its own (0: no limit), and to
     /// half of the estimated grant of Microsoft, in addition to the limit they share with all calls.
     pub fn with_share(&self, max_requests_per_minute: u32) -> ApiClient {
-        let share = Share { max_requests_per_minute, pace: OnceLock::new(), sent: AtomicU64::new(0) };
+        let share = QuotaShare { max_requests_per_minute, pace: OnceLock::new(), sent: AtomicU64::new(0) };
         ApiClient { inner: self.inner.clone(), share: Some(Arc::new(share)) }
     }
 
@@ -441,7 +441,7 @@ impl ApiClient {
             let new = || Box::new(Pace::new(share.max_requests_per_minute, self.inner.clock.clone()));
             let pace = share.pace.get_or_init(new);
             pace.follow_half_of(&self.inner.pace);
-            if let Ok(leave) = pace.ready(About::default()).await {
+            if let Ok(leave) = pace.ready(CallSubject::default()).await {
                 leave.granted();
             }
             share.sent.fetch_add(1, Ordering::Relaxed);
@@ -450,7 +450,7 @@ impl ApiClient {
 
     /// The subscriptions of this app in the tenant; empty when none was ever started.
     pub async fn list_subscriptions(&self) -> Result<Vec<Subscription>, ApiError> {
-        let call = Call::new(Endpoint::ListSubscriptions, None);
+        let call = FeedCall::new(FeedCallKind::ListSubscriptions, None);
         let url = self.inner.links.feed("/subscriptions/list", "");
         let mut answer = self.inner.send(call, Method::GET, url).await?;
         let body = self.inner.read_whole(call, &mut answer).await?;
@@ -459,7 +459,7 @@ impl ApiClient {
 
     /// Starts the subscription to a content type. Microsoft requires 15 minutes between two starts of one.
     pub async fn start_subscription(&self, content_type: ContentType) -> Result<Started, ApiError> {
-        let call = Call::new(Endpoint::StartSubscription, Some(content_type));
+        let call = FeedCall::new(FeedCallKind::StartSubscription, Some(content_type));
         let url = self.inner.links.feed("/subscriptions/start", &format!("contentType={content_type}"));
         match self.inner.send(call, Method::POST, url).await {
             Ok(_) => Ok(Started::Now),
@@ -471,7 +471,7 @@ impl ApiClient {
     /// Stops the subscription to a content type. Content that becomes available before it is started again can never
     /// be fetched.
     pub async fn stop_subscription(&self, content_type: ContentType) -> Result<(), ApiError> {
-        let call = Call::new(Endpoint::StopSubscription, Some(content_type));
+        let call = FeedCall::new(FeedCallKind::StopSubscription, Some(content_type));
         let url = self.inner.links.feed("/subscriptions/stop", &format!("contentType={content_type}"));
         self.inner.send(call, Method::POST, url).await.map(drop)
     }
@@ -487,7 +487,7 @@ impl ApiClient {
         window: Window,
         page: Option<&PageLink>,
     ) -> Result<ContentPage, ApiError> {
-        let call = Call::new(Endpoint::ListContent, Some(content_type));
+        let call = FeedCall::new(FeedCallKind::ListContent, Some(content_type));
         let inner = &self.inner;
         let url = match page {
             None => {
@@ -520,7 +520,8 @@ impl ApiClient {
     /// instead ([`BlobBody::link_was_refused`]); if its path is not one of the feed, the error is of
     /// [`ErrorKind::OffOrigin`].
     pub async fn fetch_blob(&self, blob: &BlobRef) -> Result<BlobBody, ApiError> {
-        let call = Call { blob: number_of(&blob.id), ..Call::new(Endpoint::FetchBlob, Some(blob.content_type)) };
+        let call =
+            FeedCall { blob: number_of(&blob.id), ..FeedCall::new(FeedCallKind::FetchBlob, Some(blob.content_type)) };
         let (url, link_refused) = match self.inner.links.resolve(&blob.uri) {
             Resolved::Own(url) => (url, false),
             Resolved::Foreign { instead } => {
@@ -545,7 +546,7 @@ impl ApiClient {
 
     /// The claims of the token, for display only.
     pub async fn token_roles(&self) -> Result<TokenFacts, ApiError> {
-        let call = Call::new(Endpoint::Token, None);
+        let call = FeedCall::new(FeedCallKind::Token, None);
         let token = self.inner.tokens.token().await.map_err(|error| self.inner.auth_error(call, error))?;
         Ok(token.facts())
     }
@@ -553,11 +554,11 @@ impl ApiClient {
 
 /// A blob's bytes as they arrive, decompressed. Dropping it aborts the transfer.
 pub struct BlobBody {
-    inner: Arc<Inner>,
-    call: Call,
+    inner: Arc<ClientInner>,
+    call: FeedCall,
     body: Body,
     link_refused: bool,
-    _room: Option<Room>,
+    _room: Option<ConnectionPermit>,
 }
 
 impl BlobBody {
@@ -579,16 +580,16 @@ impl fmt::Debug for BlobBody {
     }
 }
 
-impl Inner {
+impl ClientInner {
     /// Sends one call, once more with a new token if the first was refused, and judges the answer.
     ///
     /// Boxed, so that the tasks that wait for their next call (five streams of each tenant) do not hold the memory of
     /// one.
-    fn send(&self, call: Call, method: Method, url: Url) -> BoxFuture<'_, Result<Answer<'_>, ApiError>> {
+    fn send(&self, call: FeedCall, method: Method, url: Url) -> BoxFuture<'_, Result<FeedAnswer<'_>, ApiError>> {
         Box::pin(self.send_unboxed(call, method, url))
     }
 
-    async fn send_unboxed(&self, call: Call, method: Method, url: Url) -> Result<Answer<'_>, ApiError> {
+    async fn send_unboxed(&self, call: FeedCall, method: Method, url: Url) -> Result<FeedAnswer<'_>, ApiError> {
         let mut refused: Option<Token> = None;
         loop {
             self.bound.leave(&self.tenant, &self.clock).await;
@@ -606,29 +607,29 @@ impl Inner {
         }
     }
 
-    fn http(&self, call: Call) -> &reqwest::Client {
+    fn http(&self, call: FeedCall) -> &reqwest::Client {
         match call.endpoint {
-            Endpoint::FetchBlob => self.way.transfers(),
+            FeedCallKind::FetchBlob => self.way.transfers(),
             _ => self.way.calls(),
         }
     }
 
     /// Waits for a permit for a connection.
-    async fn room(&self, call: Call) -> Option<Room> {
+    async fn room(&self, call: FeedCall) -> Option<ConnectionPermit> {
         match call.endpoint {
-            Endpoint::FetchBlob => self.bound.download(&self.own_downloads).await,
+            FeedCallKind::FetchBlob => self.bound.download(&self.own_downloads).await,
             _ => self.bound.call().await,
         }
     }
 
     async fn send_once<'a>(
         &'a self,
-        call: Call,
+        call: FeedCall,
         method: Method,
         url: Url,
         token: &Token,
         leave: Leave<'a>,
-    ) -> Result<Answer<'a>, ApiError> {
+    ) -> Result<FeedAnswer<'a>, ApiError> {
         let mut request = self
             .http(call)
             .request(method.clone(), url)
@@ -649,13 +650,13 @@ impl Inner {
         self.count_request(call, "error");
         let why = redact(&why, &[token.secret()]);
         let fault = match known {
-            Some(known) => Fault {
+            Some(known) => ErrorParts {
                 action: Action::Retry { not_before: None },
                 slug: known.slug,
                 says: format!("{}: `{}`", known.says, excerpt(known.detail.as_deref().unwrap_or(&why))),
                 hint: known.hint,
             },
-            None => Fault {
+            None => ErrorParts {
                 action: Action::Retry { not_before: None },
                 slug: "api-unreachable",
                 says: format!("no answer from `{}`: {}", self.links.host(), excerpt(&why)),
@@ -667,24 +668,24 @@ impl Inner {
 
     async fn judge_response<'a>(
         &'a self,
-        call: Call,
+        call: FeedCall,
         response: reqwest::Response,
         token: &Token,
         leave: Leave<'a>,
-        room: Option<Room>,
-    ) -> Result<Answer<'a>, ApiError> {
+        room: Option<ConnectionPermit>,
+    ) -> Result<FeedAnswer<'a>, ApiError> {
         let status = response.status();
         self.count_request(call, status.as_str());
         let server_date = self.note_date(response.headers());
         let success = match call.endpoint {
-            Endpoint::StartSubscription | Endpoint::StopSubscription => status.is_success(),
+            FeedCallKind::StartSubscription | FeedCallKind::StopSubscription => status.is_success(),
             _ => status.as_u16() == 200,
         };
         if success {
             leave.granted();
             let headers = response.headers().clone();
             let body = Body::of(response, self.read_timeout).map_err(|fault| self.body_error_uncounted(call, fault))?;
-            return Ok(Answer { headers, body, token: token.clone(), leave, room });
+            return Ok(FeedAnswer { headers, body, token: token.clone(), leave, room });
         }
         let now = server_date.unwrap_or_else(|| self.clock.now());
         let retry_after = net::retry_after(response.headers(), now);
@@ -703,7 +704,7 @@ impl Inner {
     #[expect(clippy::too_many_arguments, reason = "the parts of one answer, read at one place")]
     fn judged(
         &self,
-        call: Call,
+        call: FeedCall,
         status: u16,
         error: ErrorBody,
         body: &[u8],
@@ -748,7 +749,7 @@ impl Inner {
     }
 
     /// The error of a 200 with an unexpected body. A code in it is treated as if the status had been an error.
-    fn unreadable(&self, call: Call, error: ErrorBody, body: &[u8], answer: &Answer<'_>) -> ApiError {
+    fn unreadable(&self, call: FeedCall, error: ErrorBody, body: &[u8], answer: &FeedAnswer<'_>) -> ApiError {
         if let ErrorBody::Af { .. } | ErrorBody::ServerException { .. } = error {
             return self.counted(self.judged(call, 200, error, body, None, &answer.token, &answer.leave));
         }
@@ -756,7 +757,7 @@ impl Inner {
         self.counted(self.error(
             call,
             ErrorKind::BodyUnreadable,
-            Fault {
+            ErrorParts {
                 action: Action::Retry { not_before: None },
                 slug: "api-unexpected-answer",
                 says: format!("the answer is not a JSON array: `{}`", excerpt(&text)),
@@ -765,13 +766,13 @@ impl Inner {
         ))
     }
 
-    async fn read_whole(&self, call: Call, answer: &mut Answer<'_>) -> Result<Vec<u8>, ApiError> {
+    async fn read_whole(&self, call: FeedCall, answer: &mut FeedAnswer<'_>) -> Result<Vec<u8>, ApiError> {
         match answer.body.read(LISTING_BYTES_MAX).await {
             Ok((bytes, true)) => Ok(bytes),
             Ok((_, false)) => Err(self.counted(self.error(
                 call,
                 ErrorKind::BodyUnreadable,
-                Fault {
+                ErrorParts {
                     action: Action::Retry { not_before: None },
                     slug: "api-listing-too-large",
                     says: format!("the listing is over {LISTING_BYTES_MAX} bytes"),
@@ -782,11 +783,11 @@ impl Inner {
         }
     }
 
-    fn body_error(&self, call: Call, fault: BodyFault) -> ApiError {
+    fn body_error(&self, call: FeedCall, fault: BodyFault) -> ApiError {
         self.counted(self.body_error_uncounted(call, fault))
     }
 
-    fn body_error_uncounted(&self, call: Call, fault: BodyFault) -> ApiError {
+    fn body_error_uncounted(&self, call: FeedCall, fault: BodyFault) -> ApiError {
         let (kind, slug, says) = match fault {
             BodyFault::Cut(why) => {
                 (ErrorKind::BodyCut, "api-body-cut", format!("the answer broke off: {}", excerpt(&why)))
@@ -800,11 +801,15 @@ impl Inner {
                 format!("the answer has the unknown encoding `{}`", excerpt(&name)),
             ),
         };
-        self.error(call, kind, Fault { action: Action::Retry { not_before: None }, slug, says, hint: BODY_HINT.into() })
+        self.error(
+            call,
+            kind,
+            ErrorParts { action: Action::Retry { not_before: None }, slug, says, hint: BODY_HINT.into() },
+        )
     }
 
     /// Counts and reports a link to another origin. It shows the link's host, but not its query.
-    fn off_origin(&self, call: Call, link: &str, action: Action) -> ApiError {
+    fn off_origin(&self, call: FeedCall, link: &str, action: Action) -> ApiError {
         let place = Url::parse(link)
             .ok()
             .and_then(|url| url.host_str().map(|host| format!("{}://{host}", url.scheme())))
@@ -819,7 +824,7 @@ impl Inner {
         self.counted(self.error(
             call,
             ErrorKind::OffOrigin,
-            Fault {
+            ErrorParts {
                 action,
                 slug: "api-link-off-origin",
                 says: format!("the link leads to `{place}`, which is not the configured API"),
@@ -839,7 +844,7 @@ impl Inner {
         due
     }
 
-    fn auth_error(&self, call: Call, error: AuthError) -> ApiError {
+    fn auth_error(&self, call: FeedCall, error: AuthError) -> ApiError {
         ApiError::new(Details {
             tenant: self.tenant.clone(),
             endpoint: call.endpoint,
@@ -861,14 +866,14 @@ impl Inner {
     }
 
     /// The error of a call that was not sent, since calls for its content type are refused while others are granted.
-    fn held(&self, call: Call, held: Held) -> ApiError {
+    fn held(&self, call: FeedCall, held: Held) -> ApiError {
         let action = Action::Throttled { retry_after: Some(held.0) };
         let says = "not asked: Microsoft refuses such calls at the moment, and grants others".into();
-        let fault = Fault { action, slug: "api-throttled", says, hint: codes::THROTTLED_HINT.into() };
+        let fault = ErrorParts { action, slug: "api-throttled", says, hint: codes::THROTTLED_HINT.into() };
         self.error(call, ErrorKind::Answer, fault)
     }
 
-    fn error(&self, call: Call, kind: ErrorKind, fault: Fault) -> ApiError {
+    fn error(&self, call: FeedCall, kind: ErrorKind, fault: ErrorParts) -> ApiError {
         ApiError::new(Details {
             tenant: self.tenant.clone(),
             endpoint: call.endpoint,
@@ -893,7 +898,7 @@ impl Inner {
         error
     }
 
-    fn count_request(&self, call: Call, status: &str) {
+    fn count_request(&self, call: FeedCall, status: &str) {
         metrics::counter!(
             crate::metrics::REQUESTS_TOTAL,
             "tenant" => crate::metrics::tenant_label(&self.tenant),
@@ -916,7 +921,7 @@ impl Inner {
 }
 
 /// The parts of an error that differ from call to call.
-struct Fault {
+struct ErrorParts {
     action: Action,
     slug: &'static str,
     says: String,

@@ -40,7 +40,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::clock::Clock;
 use crate::net::RETRY_AFTER_MAX;
 
-pub(super) use machine::{About, LANES, Slot};
+pub(super) use machine::{CallPermit, CallSubject, LANES};
 use machine::{Machine, Wait};
 
 /// One tenant's pace.
@@ -63,7 +63,7 @@ pub(super) struct Held(pub Duration);
 #[derive(Debug)]
 pub(super) struct Leave<'a> {
     pace: &'a Pace,
-    slot: Slot,
+    slot: CallPermit,
 }
 
 impl Pace {
@@ -81,7 +81,7 @@ impl Pace {
     }
 
     /// Waits until a request may be sent.
-    pub async fn ready(&self, about: About) -> Result<Leave<'_>, Held> {
+    pub async fn ready(&self, about: CallSubject) -> Result<Leave<'_>, Held> {
         // Never closed; if it were, only the order would be lost.
         let _turn = self.turnstile.acquire().await;
         loop {
@@ -158,7 +158,7 @@ mod tests {
     }
 
     fn try_ready(pace: &Pace) -> Option<Leave<'_>> {
-        pace.ready(About::default()).now_or_never().map(Result::unwrap)
+        pace.ready(CallSubject::default()).now_or_never().map(Result::unwrap)
     }
 
     #[test]
@@ -179,7 +179,7 @@ mod tests {
         assert!(try_ready(&pace).is_none(), "every call waits");
         clock.advance(Duration::from_secs(2));
         let probe = try_ready(&pace).unwrap();
-        let mut next = Box::pin(pace.ready(About::default()));
+        let mut next = Box::pin(pace.ready(CallSubject::default()));
         assert!((&mut next).now_or_never().is_none(), "the others wait for the answer of one");
         probe.granted();
         assert!(next.now_or_never().is_some());
@@ -191,7 +191,7 @@ mod tests {
         try_ready(&pace).unwrap().refused(None);
         clock.advance(Duration::from_secs(2));
         let probe = try_ready(&pace).unwrap();
-        let mut next = Box::pin(pace.ready(About::default()));
+        let mut next = Box::pin(pace.ready(CallSubject::default()));
         assert!((&mut next).now_or_never().is_none());
         drop(probe);
         assert!(next.now_or_never().is_some());

@@ -182,7 +182,7 @@ fn wait_in(message: &str) -> Option<Duration> {
 
 /// One page's items.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Listing {
+pub(super) struct ListingPage {
     /// The body is `null` in place of an array.
     pub null: bool,
     pub blobs: Vec<BlobRef>,
@@ -197,9 +197,9 @@ pub(super) fn parse_listing(
     content_type: ContentType,
     window: Window,
     uri_of_id: impl Fn(&str) -> String,
-) -> Result<Listing, ErrorBody> {
+) -> Result<ListingPage, ErrorBody> {
     let body = without_bom(body).trim_ascii();
-    let mut listing = Listing::default();
+    let mut listing = ListingPage::default();
     if body == b"null" {
         listing.null = true;
         return Ok(listing);
@@ -346,7 +346,7 @@ mod tests {
         Window { start: "2026-07-16T20:00:00.9Z".parse().unwrap(), end: "2026-07-16T21:00:00.1Z".parse().unwrap() }
     }
 
-    fn listing(body: &str) -> Result<Listing, ErrorBody> {
+    fn listing(body: &str) -> Result<ListingPage, ErrorBody> {
         parse_listing(body.as_bytes(), ContentType::Exchange, window(), |id| format!("made/{id}"))
     }
 
@@ -414,9 +414,9 @@ mod tests {
     #[test]
     fn a_page_is_empty_only_if_it_says_so() {
         for body in ["[]", "\u{feff}[]"] {
-            assert_eq!(listing(body), Ok(Listing::default()), "{body:?}");
+            assert_eq!(listing(body), Ok(ListingPage::default()), "{body:?}");
         }
-        assert_eq!(listing("null"), Ok(Listing { null: true, ..Listing::default() }), "to be asked for again");
+        assert_eq!(listing("null"), Ok(ListingPage { null: true, ..ListingPage::default() }), "to be asked for again");
         for body in ["{}", "{\"value\":[]}", "<html>sign in</html>", "\"\""] {
             assert!(listing(body).is_err(), "{body:?}: no page at all");
         }

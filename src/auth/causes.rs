@@ -340,7 +340,7 @@ pub(super) const OTHERS: [&Cause; 12] = [
 
 /// The members that are read of a refusal.
 #[derive(Deserialize)]
-struct Refusal {
+struct OAuthRefusal {
     error: String,
     #[serde(default)]
     error_description: Option<String>,
@@ -350,7 +350,7 @@ struct Refusal {
 
 /// Judges an answer without a token: its cause, the AADSTS number, the text to show.
 pub(super) fn judge(status: u16, body: &[u8]) -> (&'static Cause, Option<u32>, Option<String>) {
-    let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else {
+    let Ok(refusal) = serde_json::from_slice::<OAuthRefusal>(body) else {
         let cause = match status {
             300..=399 => &REDIRECTED,
             408 | 429 | 500.. => &UNAVAILABLE,

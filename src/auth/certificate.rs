@@ -26,7 +26,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::SecretText;
-use super::forms::{self, KeyForm, Parts};
+use super::forms::{self, KeyForm, SortedParts};
 use crate::config::AssertionAlgorithm;
 use crate::model::Timestamp;
 use crate::net::excerpt;
@@ -87,7 +87,7 @@ impl RawFiles {
 }
 
 /// A certificate with its key, ready to sign.
-pub(super) struct ClientCertificate {
+pub(super) struct SigningCertificate {
     key: RsaKeyPair,
     sha1: Vec<u8>,
     sha256: Vec<u8>,
@@ -95,7 +95,7 @@ pub(super) struct ClientCertificate {
 }
 
 /// The claims of an assertion.
-pub(super) struct Claims<'a> {
+pub(super) struct AssertionClaims<'a> {
     pub client_id: &'a str,
     pub audience: &'a str,
     /// The authority's time.
@@ -127,7 +127,7 @@ impl CertificateFiles {
         })
     }
 
-    pub(super) fn parse(&self, raw: &RawFiles) -> Result<ClientCertificate, String> {
+    pub(super) fn parse(&self, raw: &RawFiles) -> Result<SigningCertificate, String> {
         let file = self.certificate_file.display();
         let mut parts = forms::parts(&raw.certificate, None).map_err(|why| format!("`{file}` {why}"))?;
         if let (Some(key), Some(path)) = (&raw.key, &self.key_file) {
@@ -149,14 +149,18 @@ impl CertificateFiles {
             }
         }
         let (key, der) = found.ok_or_else(|| format!("the key does not belong to the certificate in `{file}`"))?;
-        ClientCertificate::new(key, &der).map_err(|why| format!("`{file}`: {why}"))
+        SigningCertificate::new(key, &der).map_err(|why| format!("`{file}`: {why}"))
     }
 
     /// The certificates, and the keys opened; at least one of each.
-    fn open(&self, parts: Parts, passphrase: Option<&SecretText>) -> Result<(Vec<Vec<u8>>, Vec<RsaKeyPair>), String> {
+    fn open(
+        &self,
+        parts: SortedParts,
+        passphrase: Option<&SecretText>,
+    ) -> Result<(Vec<Vec<u8>>, Vec<RsaKeyPair>), String> {
         let file = self.certificate_file.display();
         let key_file = self.key_file.as_deref().unwrap_or(&self.certificate_file).display();
-        let Parts { mut certificates, keys, archives, others, .. } = parts;
+        let SortedParts { mut certificates, keys, archives, others, .. } = parts;
         let mut opened = Vec::new();
         for archive in archives {
             let (inside, keys) = pfx(&archive, passphrase).map_err(|why| format!("`{file}`: {why}"))?;
@@ -202,7 +206,7 @@ fn certificate_of(certificates: &[Vec<u8>], key: &RsaKeyPair, file: &Path) -> Re
     Ok(None)
 }
 
-impl ClientCertificate {
+impl SigningCertificate {
     fn new(key: RsaKeyPair, der: &[u8]) -> Result<Self, String> {
         let (_, parsed) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
         let time = |time: &x509_parser::time::ASN1Time| {
@@ -220,7 +224,7 @@ impl ClientCertificate {
     }
 
     /// A fresh assertion: `iss` and `sub` are the app, `jti` is never the same.
-    pub fn assertion(&self, algorithm: AssertionAlgorithm, claims: &Claims<'_>) -> Result<SecretText, String> {
+    pub fn assertion(&self, algorithm: AssertionAlgorithm, claims: &AssertionClaims<'_>) -> Result<SecretText, String> {
         let header = match algorithm {
             AssertionAlgorithm::Ps256 => {
                 json!({"alg": "PS256", "typ": "JWT", "x5t#S256": URL_SAFE_NO_PAD.encode(&self.sha256)})

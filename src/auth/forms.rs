@@ -39,7 +39,7 @@ pub(crate) enum KeyForm {
 
 /// The sorted content of files.
 #[derive(Default)]
-pub(crate) struct Parts {
+pub(crate) struct SortedParts {
     pub certificates: Vec<Vec<u8>>,
     pub keys: Vec<(KeyForm, Zeroizing<Vec<u8>>)>,
     /// Keys in the form of SEC 1, which `others` also lists: TLS can use them, sign-in cannot.
@@ -53,7 +53,7 @@ pub(crate) struct Parts {
 ///
 /// # Errors
 /// A description of any other content, in words that follow the file's name.
-pub(crate) fn parts(bytes: &[u8], parts: Option<Parts>) -> Result<Parts, String> {
+pub(crate) fn parts(bytes: &[u8], parts: Option<SortedParts>) -> Result<SortedParts, String> {
     let mut parts = parts.unwrap_or_default();
     sort(bytes, &mut parts, 0)?;
     Ok(parts)
@@ -79,7 +79,7 @@ pub(crate) fn authorities(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
     Err(holds)
 }
 
-fn sort(bytes: &[u8], parts: &mut Parts, depth: u32) -> Result<(), String> {
+fn sort(bytes: &[u8], parts: &mut SortedParts, depth: u32) -> Result<(), String> {
     if bytes.iter().all(|byte| byte.is_ascii_whitespace() || *byte == 0) {
         return Err("is empty".into());
     }
@@ -110,7 +110,7 @@ fn looks_like_text(bytes: &[u8]) -> bool {
     !bytes.iter().any(|byte| *byte < 0x20 && !matches!(byte, b'\n' | b'\r' | b'\t'))
 }
 
-fn sort_text(text: &str, parts: &mut Parts, depth: u32) -> Result<(), String> {
+fn sort_text(text: &str, parts: &mut SortedParts, depth: u32) -> Result<(), String> {
     let text = text.trim();
     // A PEM that went through JSON or a variable has its line breaks as two characters.
     let unescaped = (text.contains("-----BEGIN ") && text.contains("\\n"))
@@ -147,7 +147,7 @@ fn from_base64(text: &str) -> Option<Zeroizing<Vec<u8>>> {
 }
 
 /// Key Vault's answers, and a text in quotation marks (`--output json`).
-fn sort_json(text: &str, parts: &mut Parts, depth: u32) -> Result<(), String> {
+fn sort_json(text: &str, parts: &mut SortedParts, depth: u32) -> Result<(), String> {
     let value: serde_json::Value = match serde_json::from_str(text) {
         Ok(value) => value,
         Err(_) if text.contains("-----BEGIN ") => return sort_pem(text, parts),
@@ -177,7 +177,7 @@ fn sort_json(text: &str, parts: &mut Parts, depth: u32) -> Result<(), String> {
 }
 
 /// Every section of a PEM, with any text between them.
-fn sort_pem(text: &str, parts: &mut Parts) -> Result<(), String> {
+fn sort_pem(text: &str, parts: &mut SortedParts) -> Result<(), String> {
     const BEGIN: &str = "-----BEGIN ";
     let mut rest = text;
     while let Some(at) = rest.find(BEGIN) {
@@ -193,7 +193,7 @@ fn sort_pem(text: &str, parts: &mut Parts) -> Result<(), String> {
     Ok(())
 }
 
-fn sort_section(label: &str, body: &str, parts: &mut Parts) -> Result<(), String> {
+fn sort_section(label: &str, body: &str, parts: &mut SortedParts) -> Result<(), String> {
     if body.contains("Proc-Type:") || body.contains("DEK-Info:") {
         return Err("holds a key that is encrypted the old way: convert it with `openssl pkcs8 -topk8 -in FILE -out client.key`".into());
     }
@@ -235,7 +235,7 @@ const PKCS7: &str = "a PKCS#7 bundle (.p7b), which has certificates and never a 
                      -print_certs -in FILE -out client.pem` (`-inform DER` if it is binary) and name the key in `key_file`";
 
 /// One element of DER.
-fn sort_der(der: &[u8], parts: &mut Parts) -> Result<(), String> {
+fn sort_der(der: &[u8], parts: &mut SortedParts) -> Result<(), String> {
     if X509Certificate::from_der(der).is_ok() {
         parts.certificates.push(der.to_vec());
         return Ok(());

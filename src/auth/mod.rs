@@ -35,9 +35,9 @@ use causes::{
     CAUSES, CERTIFICATE, Cause, FEDERATED_FILE, IDENTITY_REFUSED, IDENTITY_UNREACHABLE, INTERCEPTED, OTHERS, REFUSED,
     SECRET_FILE, SECRET_ID, UNREACHABLE, judge,
 };
-use certificate::{CertificateFiles, Claims, RawFiles};
+use certificate::{AssertionClaims, CertificateFiles, RawFiles};
 use identity::ManagedIdentity;
-use network::Route;
+use network::NetworkRoute;
 
 use crate::backoff::{Backoff, Failures};
 use crate::clock::Clock;
@@ -80,7 +80,7 @@ pub enum Credential {
 
 /// Which of the two token endpoints is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TokenEndpoint {
+pub enum EndpointVersion {
     /// `/oauth2/token`, which names the API with `resource`.
     V1,
     /// `/oauth2/v2.0/token`, which names the API with `scope`.
@@ -98,7 +98,7 @@ pub struct TokenSettings {
     /// The API the token is for, such as `https://manage.office.com`.
     pub audience: String,
     /// Which endpoint.
-    pub endpoint: TokenEndpoint,
+    pub endpoint: EndpointVersion,
     /// The app's client id.
     pub client_id: String,
     /// The app's proof.
@@ -272,22 +272,22 @@ pub struct TokenSource {
     settings: TokenSettings,
     token_url: Url,
     http: reqwest::Client,
-    route: Route,
+    route: NetworkRoute,
     /// Bounds the connections of all tenants together.
     connections: Arc<Semaphore>,
     clock: Arc<dyn Clock>,
     /// One exchange at a time; a second caller finds the token of the first.
     turn: Semaphore,
-    state: Mutex<State>,
+    state: Mutex<TokenState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct TokenState {
     token: Option<Token>,
     generation: u64,
     /// The authority's clock minus this machine's, by its last answer.
     skew: Option<SignedDuration>,
-    failure: Option<Failure>,
+    failure: Option<TokenFailure>,
     slow: Failures,
     passing: Failures,
     /// When the credential's coming end was last reported.
@@ -295,14 +295,14 @@ struct State {
 }
 
 /// The proof for the authority, before it is put into a request.
-enum Proof {
+enum ClientProof {
     Secret(SecretText),
     Certificate(Arc<RawFiles>),
     Federated(SecretText),
     Identity,
 }
 
-impl Proof {
+impl ClientProof {
     /// Detects that it was replaced.
     fn fingerprint(&self) -> blake3::Hash {
         match self {
@@ -323,7 +323,7 @@ struct Prepared {
 
 /// A refusal, until whose end no request is sent.
 #[derive(Debug, Clone)]
-struct Failure {
+struct TokenFailure {
     error: AuthError,
     retry_at: Duration,
     /// The fingerprint of the refused secret, which shows whether it was replaced.
@@ -336,13 +336,13 @@ impl TokenSource {
     pub(crate) fn new(
         settings: TokenSettings,
         http: reqwest::Client,
-        route: Route,
+        route: NetworkRoute,
         connections: Arc<Semaphore>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let path = match settings.endpoint {
-            TokenEndpoint::V1 => "oauth2/token",
-            TokenEndpoint::V2 => "oauth2/v2.0/token",
+            EndpointVersion::V1 => "oauth2/token",
+            EndpointVersion::V2 => "oauth2/v2.0/token",
         };
         let mut token_url = settings.authority_url.clone();
         let root = token_url.path().trim_end_matches('/').to_owned();
@@ -360,7 +360,7 @@ impl TokenSource {
             connections,
             clock,
             turn: Semaphore::new(1),
-            state: Mutex::new(State {
+            state: Mutex::new(TokenState {
                 token: None,
                 generation: 0,
                 skew: None,
@@ -492,22 +492,22 @@ impl TokenSource {
         let delay = if error.passing { state.passing.pause() } else { state.slow.pause() };
         let delay = asked.map_or(delay, |asked| asked.max(delay));
         let error = AuthError { not_before: Some(delay), ..error };
-        state.failure = Some(Failure { error: error.clone(), retry_at: now + delay, secret });
+        state.failure = Some(TokenFailure { error: error.clone(), retry_at: now + delay, secret });
         error
     }
 
-    async fn proof(&self) -> Result<Proof, AuthError> {
+    async fn proof(&self) -> Result<ClientProof, AuthError> {
         match &self.settings.credential {
-            Credential::Secret(secret) => Ok(Proof::Secret(secret.clone())),
-            Credential::SecretFile(path) => self.read_text(path, &SECRET_FILE).await.map(Proof::Secret),
-            Credential::FederatedToken(path) => self.read_text(path, &FEDERATED_FILE).await.map(Proof::Federated),
+            Credential::Secret(secret) => Ok(ClientProof::Secret(secret.clone())),
+            Credential::SecretFile(path) => self.read_text(path, &SECRET_FILE).await.map(ClientProof::Secret),
+            Credential::FederatedToken(path) => self.read_text(path, &FEDERATED_FILE).await.map(ClientProof::Federated),
             Credential::Certificate(files) => {
                 let files = files.clone();
                 let read = tokio::task::spawn_blocking(move || files.read()).await;
                 let read = read.unwrap_or_else(|error| Err(error.to_string()));
-                read.map(|raw| Proof::Certificate(Arc::new(raw))).map_err(|why| self.unusable(&CERTIFICATE, &why))
+                read.map(|raw| ClientProof::Certificate(Arc::new(raw))).map_err(|why| self.unusable(&CERTIFICATE, &why))
             }
-            Credential::ManagedIdentity(_) => Ok(Proof::Identity),
+            Credential::ManagedIdentity(_) => Ok(ClientProof::Identity),
         }
     }
 
@@ -538,11 +538,11 @@ impl TokenSource {
     /// Requests a token. An error carries the wait that the authority named.
     async fn exchange(
         &self,
-        proof: &Proof,
+        proof: &ClientProof,
     ) -> Result<(SecretText, HeaderValue, Duration), (AuthError, Option<Duration>)> {
         match self.exchange_once(proof).await {
             // Outside its validity period: the refusal carried the authority's time, which the next assertion uses.
-            Err((error, None)) if error.code == Some(700024) && matches!(proof, Proof::Certificate(_)) => {
+            Err((error, None)) if error.code == Some(700024) && matches!(proof, ClientProof::Certificate(_)) => {
                 self.exchange_once(proof).await
             }
             outcome => outcome,
@@ -551,7 +551,7 @@ impl TokenSource {
 
     async fn exchange_once(
         &self,
-        proof: &Proof,
+        proof: &ClientProof,
     ) -> Result<(SecretText, HeaderValue, Duration), (AuthError, Option<Duration>)> {
         let Prepared { request, secret, presented } = self.prepare(proof).await.map_err(|error| (error, None))?;
         let secrets: Vec<&SecretText> = secret.iter().collect();
@@ -579,13 +579,13 @@ impl TokenSource {
             && !answer.access_token.expose().is_empty()
         {
             let life = life(answer.expires_in.as_ref(), answer.expires_on.as_ref(), self.clock.now());
-            if let (Some(end), Proof::Secret(_)) = (self.settings.secret_expires, proof) {
+            if let (Some(end), ClientProof::Secret(_)) = (self.settings.secret_expires, proof) {
                 self.note_expiry("the client secret", end);
             }
             return Ok((answer.access_token, header, life));
         }
         let (mut cause, code, words) = judge(status, &body);
-        if let (Some(7_000_215), Proof::Secret(secret)) = (code, proof)
+        if let (Some(7_000_215), ClientProof::Secret(secret)) = (code, proof)
             && is_guid(secret.expose().trim())
         {
             cause = &SECRET_ID;
@@ -597,7 +597,7 @@ impl TokenSource {
             (failed.slug, failed.says, failed.hint) = (fault.slug, fault.says, fault.hint);
             return Err((failed, asked));
         }
-        if matches!(proof, Proof::Identity) && (cause.slug == REFUSED.slug || cause.slug == INTERCEPTED.slug) {
+        if matches!(proof, ClientProof::Identity) && (cause.slug == REFUSED.slug || cause.slug == INTERCEPTED.slug) {
             cause = &IDENTITY_REFUSED;
         }
         let mut detail = words.map(|words| quoted(&redact(&words, &secrets)));
@@ -610,23 +610,23 @@ impl TokenSource {
     }
 
     /// The request that presents `proof`.
-    async fn prepare(&self, proof: &Proof) -> Result<Prepared, AuthError> {
+    async fn prepare(&self, proof: &ClientProof) -> Result<Prepared, AuthError> {
         const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
         let audience = self.settings.audience.trim_end_matches('/');
         let scope = format!("{audience}/.default");
         let api = match self.settings.endpoint {
-            TokenEndpoint::V1 => ("resource", audience),
-            TokenEndpoint::V2 => ("scope", scope.as_str()),
+            EndpointVersion::V1 => ("resource", audience),
+            EndpointVersion::V2 => ("scope", scope.as_str()),
         };
         let mut form = vec![("grant_type", "client_credentials"), ("client_id", &*self.settings.client_id)];
         let (secret, presented) = match proof {
-            Proof::Secret(secret) => (secret.clone(), None),
-            Proof::Certificate(raw) => {
+            ClientProof::Secret(secret) => (secret.clone(), None),
+            ClientProof::Certificate(raw) => {
                 let (assertion, presented) = self.assertion(raw.clone()).await?;
                 (assertion, Some(presented))
             }
-            Proof::Federated(token) => (token.clone(), Some(presented_by(token))),
-            Proof::Identity => {
+            ClientProof::Federated(token) => (token.clone(), Some(presented_by(token))),
+            ClientProof::Identity => {
                 let Credential::ManagedIdentity(identity) = &self.settings.credential else {
                     return Err(self.unusable(&IDENTITY_REFUSED, "not configured"));
                 };
@@ -635,7 +635,7 @@ impl TokenSource {
             }
         };
         match proof {
-            Proof::Secret(_) => form.push(("client_secret", secret.expose())),
+            ClientProof::Secret(_) => form.push(("client_secret", secret.expose())),
             _ => form.extend([("client_assertion_type", ASSERTION_TYPE), ("client_assertion", secret.expose())]),
         }
         form.push(api);
@@ -660,7 +660,7 @@ impl TokenSource {
         // Decrypting a key is slow by design, and a signature takes a millisecond or two.
         let signed = tokio::task::spawn_blocking(move || {
             let certificate = files.parse(&raw)?;
-            let claims = Claims { client_id: &client_id, audience: &audience, now };
+            let claims = AssertionClaims { client_id: &client_id, audience: &audience, now };
             Ok::<_, String>((certificate.assertion(files.algorithm, &claims)?, certificate.facts))
         });
         let (assertion, facts) = signed
@@ -766,7 +766,7 @@ impl TokenSource {
         .increment(1);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, TokenState> {
         self.state.lock()
     }
 }

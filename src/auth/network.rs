@@ -173,14 +173,14 @@ impl Proxy {
     }
 
     /// Requests a connection to `target` and reads only the answer.
-    async fn ask(&self, target: &Url) -> Answer {
+    async fn ask(&self, target: &Url) -> ProxyAnswer {
         match tokio::time::timeout(self.timeout, self.ask_unbounded(target)).await {
-            Ok(answer) => answer.unwrap_or(Answer::Closed),
-            Err(_) => Answer::Silent,
+            Ok(answer) => answer.unwrap_or(ProxyAnswer::Closed),
+            Err(_) => ProxyAnswer::Silent,
         }
     }
 
-    async fn ask_unbounded(&self, target: &Url) -> std::io::Result<Answer> {
+    async fn ask_unbounded(&self, target: &Url) -> std::io::Result<ProxyAnswer> {
         let host = self.url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let stream = TcpStream::connect((host, self.port())).await?;
         if self.url.scheme() != "https" {
@@ -195,7 +195,7 @@ impl Proxy {
         &self,
         mut stream: S,
         target: &Url,
-    ) -> std::io::Result<Answer> {
+    ) -> std::io::Result<ProxyAnswer> {
         let place =
             format!("{}:{}", target.host_str().unwrap_or_default(), target.port_or_known_default().unwrap_or(443));
         let mut request = format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n");
@@ -204,13 +204,13 @@ impl Proxy {
         }
         stream.write_all(format!("{request}\r\n").as_bytes()).await?;
         let mut bytes = Vec::new();
-        let mut answer = Answer::Closed;
+        let mut answer = ProxyAnswer::Closed;
         let mut buffer = [0; 4096];
         loop {
             // A connection that breaks off after the head has still sent its status.
             let read = stream.read(&mut buffer).await.unwrap_or(0);
             bytes.extend_from_slice(buffer.get(..read).unwrap_or_default());
-            match Answer::of(&bytes) {
+            match ProxyAnswer::of(&bytes) {
                 Some((found, complete)) => {
                     answer = found;
                     if complete {
@@ -236,7 +236,7 @@ impl fmt::Debug for Proxy {
 
 /// A proxy's answer to CONNECT.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+enum ProxyAnswer {
     /// The status and its text, in words.
     Status(u16, String),
     /// It is not HTTP; its beginning.
@@ -247,7 +247,7 @@ enum Answer {
     Silent,
 }
 
-impl Answer {
+impl ProxyAnswer {
     /// The answer received so far, and whether the rest is worth waiting for. `None` while that is unknown.
     fn of(bytes: &[u8]) -> Option<(Self, bool)> {
         let text = String::from_utf8_lossy(bytes);
@@ -309,13 +309,13 @@ fn words_of(page: &str) -> String {
 
 /// How a host is reached, for the explanation of a failure.
 #[derive(Debug, Clone)]
-pub(crate) struct Route {
+pub(crate) struct NetworkRoute {
     target: Url,
     proxy: Option<Arc<Proxy>>,
     places: Places,
 }
 
-impl Route {
+impl NetworkRoute {
     /// The path to `target`, through `proxy` if there is one.
     pub fn new(target: Url, proxy: Option<Arc<Proxy>>, places: Places) -> Self {
         Self { target, proxy, places }
@@ -324,10 +324,10 @@ impl Route {
     /// The cause of a request that got no answer, if it is one that an operator can fix.
     pub async fn fault(&self, error: &reqwest::Error) -> Option<NetworkFault> {
         match cause_of(error)? {
-            Found::Cause(cause) => Some(self.tell(cause, None)),
-            Found::Tunnel(cause) => Some(match &self.proxy {
+            Diagnosis::Cause(cause) => Some(self.fault_for(cause, None)),
+            Diagnosis::Tunnel(cause) => Some(match &self.proxy {
                 Some(proxy) => self.ask(proxy, cause).await,
-                None => self.tell(cause, None),
+                None => self.fault_for(cause, None),
             }),
         }
     }
@@ -335,61 +335,61 @@ impl Route {
     /// The fault of an answer 407 that came in the host's place.
     pub fn proxy_wants_credentials(&self) -> NetworkFault {
         let has = self.proxy.as_ref().is_some_and(|proxy| proxy.credentials().is_some());
-        self.tell(if has { &PROXY_CREDENTIALS_REFUSED } else { &PROXY_CREDENTIALS }, None)
+        self.fault_for(if has { &PROXY_CREDENTIALS_REFUSED } else { &PROXY_CREDENTIALS }, None)
     }
 
     /// Why the proxy refuses the connection; `otherwise` if it gives no reason now.
     async fn ask(&self, proxy: &Proxy, otherwise: &'static NetworkCause) -> NetworkFault {
         let answer = proxy.ask(&self.target).await;
         let cause = match &answer {
-            Answer::Status(407, _) if proxy.credentials().is_some() => &PROXY_CREDENTIALS_REFUSED,
-            Answer::Status(407, _) => &PROXY_CREDENTIALS,
-            Answer::Status(501 | 505 | 511, _) => &PROXY_REFUSED,
-            Answer::Status(408 | 425 | 429 | 500 | 502.., _) => &PROXY_UNAVAILABLE,
+            ProxyAnswer::Status(407, _) if proxy.credentials().is_some() => &PROXY_CREDENTIALS_REFUSED,
+            ProxyAnswer::Status(407, _) => &PROXY_CREDENTIALS,
+            ProxyAnswer::Status(501 | 505 | 511, _) => &PROXY_REFUSED,
+            ProxyAnswer::Status(408 | 425 | 429 | 500 | 502.., _) => &PROXY_UNAVAILABLE,
             // It now allows the connection that it refused a moment ago.
-            Answer::Status(200..=299, _) => &PROXY_UNAVAILABLE,
-            Answer::Status(..) => &PROXY_REFUSED,
-            Answer::NotHttp(_) => &PROXY_NOT_HTTP,
-            Answer::Closed if otherwise.slug == PROXY_REFUSED.slug => &PROXY_UNAVAILABLE,
-            Answer::Closed | Answer::Silent => otherwise,
+            ProxyAnswer::Status(200..=299, _) => &PROXY_UNAVAILABLE,
+            ProxyAnswer::Status(..) => &PROXY_REFUSED,
+            ProxyAnswer::NotHttp(_) => &PROXY_NOT_HTTP,
+            ProxyAnswer::Closed if otherwise.slug == PROXY_REFUSED.slug => &PROXY_UNAVAILABLE,
+            ProxyAnswer::Closed | ProxyAnswer::Silent => otherwise,
         };
         let said = match answer {
-            Answer::Status(200..=299, _) => "it refused, and allows the same connection now".to_owned(),
-            Answer::Status(_, said) => format!("it answered {said}"),
-            Answer::NotHttp(said) => format!("it answered {said:?}"),
-            Answer::Closed => "it closed the connection without an answer".to_owned(),
-            Answer::Silent => format!("it gave no answer within {} s", proxy.timeout.as_secs()),
+            ProxyAnswer::Status(200..=299, _) => "it refused, and allows the same connection now".to_owned(),
+            ProxyAnswer::Status(_, said) => format!("it answered {said}"),
+            ProxyAnswer::NotHttp(said) => format!("it answered {said:?}"),
+            ProxyAnswer::Closed => "it closed the connection without an answer".to_owned(),
+            ProxyAnswer::Silent => format!("it gave no answer within {} s", proxy.timeout.as_secs()),
         };
         let secrets = proxy.secrets();
         let detail =
             redact(&format!("{}: {said}", proxy.shown().replace('`', "")), &secrets.iter().collect::<Vec<_>>());
-        self.tell(cause, Some(excerpt(&detail)))
+        self.fault_for(cause, Some(excerpt(&detail)))
     }
 
-    fn tell(&self, cause: &NetworkCause, detail: Option<String>) -> NetworkFault {
+    fn fault_for(&self, cause: &NetworkCause, detail: Option<String>) -> NetworkFault {
         let proxy = self.proxy.as_ref().map_or_else(|| "(none is configured)".to_owned(), |proxy| proxy.shown());
         let hint = cause.hint.replace("{host}", self.target.host_str().unwrap_or_default()).replace("{proxy}", &proxy);
         NetworkFault { slug: cause.slug, says: cause.says.to_owned(), hint: self.places.fill(&hint), detail }
     }
 }
 
-enum Found {
+enum Diagnosis {
     Cause(&'static NetworkCause),
     /// The tunnel through the proxy was not made; the proxy may give a reason.
     Tunnel(&'static NetworkCause),
 }
 
 /// The cause of a request that got no answer, if it is one of these.
-fn cause_of(error: &reqwest::Error) -> Option<Found> {
+fn cause_of(error: &reqwest::Error) -> Option<Diagnosis> {
     let mut next: Option<&(dyn Error + 'static)> = error.source();
     while let Some(inner) = next {
         if let Some(cause) = tls_cause(inner) {
-            return Some(Found::Cause(cause));
+            return Some(Diagnosis::Cause(cause));
         }
         // An `io::Error` shows what it wraps through `get_ref`, and as its source only what that wraps.
         let wrapped = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         if let Some(cause) = wrapped.and_then(|wrapped| tls_cause(wrapped)) {
-            return Some(Found::Cause(cause));
+            return Some(Diagnosis::Cause(cause));
         }
         next = inner.source();
     }
@@ -397,13 +397,15 @@ fn cause_of(error: &reqwest::Error) -> Option<Found> {
     let text = error_chain(error);
     let says = |words: &str| text.contains(words);
     match () {
-        () if says("proxy authorization required") => Some(Found::Tunnel(&PROXY_CREDENTIALS)),
-        () if says("tunnel error: failed to create underlying connection") => Some(Found::Cause(&PROXY_UNREACHABLE)),
-        () if says("tunnel error: unexpected end of file") || says("tunnel error: io error") => {
-            Some(Found::Tunnel(&PROXY_UNAVAILABLE))
+        () if says("proxy authorization required") => Some(Diagnosis::Tunnel(&PROXY_CREDENTIALS)),
+        () if says("tunnel error: failed to create underlying connection") => {
+            Some(Diagnosis::Cause(&PROXY_UNREACHABLE))
         }
-        () if says("tunnel error: ") => Some(Found::Tunnel(&PROXY_REFUSED)),
-        () if says("dns error") => Some(Found::Cause(&NAME)),
+        () if says("tunnel error: unexpected end of file") || says("tunnel error: io error") => {
+            Some(Diagnosis::Tunnel(&PROXY_UNAVAILABLE))
+        }
+        () if says("tunnel error: ") => Some(Diagnosis::Tunnel(&PROXY_REFUSED)),
+        () if says("dns error") => Some(Diagnosis::Cause(&NAME)),
         () => None,
     }
 }
@@ -435,8 +437,8 @@ mod tests {
 
     #[test]
     fn a_proxys_answer_is_read_as_it_comes() {
-        let status = |status, said: &str, complete| Some((Answer::Status(status, said.into()), complete));
-        let table: [(&str, Option<(Answer, bool)>); 11] = [
+        let status = |status, said: &str, complete| Some((ProxyAnswer::Status(status, said.into()), complete));
+        let table: [(&str, Option<(ProxyAnswer, bool)>); 11] = [
             ("HTTP/1.1 200 OK\r\n\r\n", status(200, "200 OK", true)),
             ("HTTP/1.1 503 Busy\r\nContent-Length: 5\r\n\r\nabc", status(503, "503 Busy: abc", false)),
             ("HTTP/1.1 503 Busy\r\nContent-Length: 5\r\n\r\nabcde", status(503, "503 Busy: abcde", true)),
@@ -454,12 +456,12 @@ mod tests {
             ),
             ("HTTP/1.1 503 Busy\r\n", None),
             ("HT", None),
-            ("HTTP/1.1 what\r\n\r\n", Some((Answer::NotHttp("HTTP/1.1 what".into()), true))),
-            ("SSH-2.0-x\r\n", Some((Answer::NotHttp("SSH-2.0-x".into()), true))),
-            ("\u{5}x", Some((Answer::NotHttp(" x".into()), true))),
+            ("HTTP/1.1 what\r\n\r\n", Some((ProxyAnswer::NotHttp("HTTP/1.1 what".into()), true))),
+            ("SSH-2.0-x\r\n", Some((ProxyAnswer::NotHttp("SSH-2.0-x".into()), true))),
+            ("\u{5}x", Some((ProxyAnswer::NotHttp(" x".into()), true))),
         ];
         for (text, expected) in table {
-            assert_eq!(Answer::of(text.as_bytes()), expected, "{text:?}");
+            assert_eq!(ProxyAnswer::of(text.as_bytes()), expected, "{text:?}");
         }
     }
 

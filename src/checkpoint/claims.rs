@@ -12,7 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
 use super::key::Key;
-use super::key_set::{KeySet, PageId, Probe, Token};
+use super::key_set::{ChangeToken, KeySet, PageId, Probe};
 use crate::host::{StateError, StateStore};
 
 /// The delivered events of one tenant and the claims of its batches in flight. Cheap to clone.
@@ -22,7 +22,7 @@ use crate::host::{StateError, StateStore};
 #[derive(Clone)]
 pub struct EventIndex {
     keys: Arc<Mutex<KeySet>>,
-    claims: Arc<Mutex<Claims>>,
+    claims: Arc<Mutex<ClaimTable>>,
     /// Notified whenever a staged change took effect or was given up.
     settled: Arc<Notify>,
 }
@@ -30,7 +30,7 @@ pub struct EventIndex {
 /// The keys claimed, each with the number of its batch: by number, because a claim is made and released for every
 /// event.
 #[derive(Default)]
-struct Claims {
+struct ClaimTable {
     /// Keys are hashes of an event's content, so a hostile event cannot choose a place in this table. A claim held by a
     /// batch not in `batches` counts as free.
     keys: HashMap<Key, u64, foldhash::fast::RandomState>,
@@ -40,7 +40,7 @@ struct Claims {
     freed: usize,
 }
 
-impl Claims {
+impl ClaimTable {
     /// Releases all `keys` of a batch. They stay in the table until half of its entries are free, and are then removed
     /// in one pass: looking up each would cost ten times as much.
     fn free(&mut self, number: u64, keys: usize) {
@@ -58,7 +58,7 @@ impl Claims {
 }
 
 /// The state of an event at the moment of a claim.
-pub enum Standing {
+pub enum ClaimState {
     /// Never seen: now claimed by the batch that asked.
     Claimed,
     /// Delivered for good.
@@ -91,11 +91,11 @@ impl Dependency {
 }
 
 /// The state of a key as far as memory shows.
-pub(super) enum Look {
+pub(super) enum ClaimLookup {
     /// It was free: the caller has claimed it, or may.
     Claimed,
     /// It is taken.
-    Taken(Standing),
+    Taken(ClaimState),
     /// This page must be read to find out.
     OnPage(PageId),
 }
@@ -155,13 +155,13 @@ impl EventIndex {
     }
 
     /// Records that a staged change of the key set is durable.
-    pub fn change_committed(&self, token: Token) {
+    pub fn change_committed(&self, token: ChangeToken) {
         self.with_keys(|keys| keys.committed(token));
         self.settled.notify_waiters();
     }
 
     /// Records that a staged change of the key set failed and changed nothing.
-    pub fn change_aborted(&self, token: Token) {
+    pub fn change_aborted(&self, token: ChangeToken) {
         self.with_keys(|keys| keys.aborted(token));
         self.settled.notify_waiters();
     }
@@ -177,15 +177,15 @@ impl EventIndex {
     }
 
     /// The state of a key, as far as memory shows; claims nothing.
-    pub(super) fn look(&self, key: Key) -> Look {
+    pub(super) fn look(&self, key: Key) -> ClaimLookup {
         let set = self.lock_keys();
         let claims = self.lock_claims();
         match set.probe(key) {
-            Probe::Present => Look::Taken(Standing::Delivered),
-            Probe::Maybe(page) => Look::OnPage(page),
+            Probe::Present => ClaimLookup::Taken(ClaimState::Delivered),
+            Probe::Maybe(page) => ClaimLookup::OnPage(page),
             Probe::Absent => match claims.keys.get(&key).and_then(|number| claims.batches.get(number)) {
-                Some(batch) => Look::Taken(Standing::InFlight(Dependency(batch.clone()))),
-                None => Look::Claimed,
+                Some(batch) => ClaimLookup::Taken(ClaimState::InFlight(Dependency(batch.clone()))),
+                None => ClaimLookup::Claimed,
             },
         }
     }
@@ -194,13 +194,13 @@ impl EventIndex {
         self.keys.lock()
     }
 
-    fn lock_claims(&self) -> MutexGuard<'_, Claims> {
+    fn lock_claims(&self) -> MutexGuard<'_, ClaimTable> {
         self.claims.lock()
     }
 }
 
 enum Glance {
-    Known(Standing),
+    Known(ClaimState),
     OnPage(PageId),
 }
 
@@ -209,8 +209,8 @@ impl OpenBatch {
     ///
     /// # Errors
     /// When a page of keys had to be read from the store and could not be; nothing is claimed then.
-    pub async fn claim(&mut self, key: Key, store: &dyn StateStore) -> Result<Standing, StateError> {
-        let mut standing = Standing::Claimed;
+    pub async fn claim(&mut self, key: Key, store: &dyn StateStore) -> Result<ClaimState, StateError> {
+        let mut standing = ClaimState::Claimed;
         match self.claim_all(&[key], store, |_, known| standing = known).await {
             Ok(()) => Ok(standing),
             Err((_, error)) => Err(error),
@@ -227,7 +227,7 @@ impl OpenBatch {
         &mut self,
         keys: &[Key],
         store: &dyn StateStore,
-        mut taken: impl FnMut(usize, Standing),
+        mut taken: impl FnMut(usize, ClaimState),
     ) -> Result<(), (usize, StateError)> {
         let mut next = 0;
         self.keys.reserve(keys.len());
@@ -242,14 +242,14 @@ impl OpenBatch {
         &mut self,
         keys: &[Key],
         next: &mut usize,
-        taken: &mut impl FnMut(usize, Standing),
+        taken: &mut impl FnMut(usize, ClaimState),
     ) -> Option<PageId> {
         let index = self.index.clone();
         let set = index.lock_keys();
         let mut claims = index.lock_claims();
         while let Some(key) = keys.get(*next) {
             match self.glance(*key, &set, &mut claims) {
-                Glance::Known(Standing::Claimed) => {}
+                Glance::Known(ClaimState::Claimed) => {}
                 Glance::Known(standing) => taken(*next, standing),
                 Glance::OnPage(page) => return Some(page),
             }
@@ -258,16 +258,16 @@ impl OpenBatch {
         None
     }
 
-    fn glance(&mut self, key: Key, keys: &KeySet, claims: &mut Claims) -> Glance {
+    fn glance(&mut self, key: Key, keys: &KeySet, claims: &mut ClaimTable) -> Glance {
         match keys.probe(key) {
-            Probe::Present => return Glance::Known(Standing::Delivered),
+            Probe::Present => return Glance::Known(ClaimState::Delivered),
             Probe::Maybe(page) => return Glance::OnPage(page),
             Probe::Absent => {}
         }
         let holder = claims.keys.get(&key).copied();
         let standing = match holder.and_then(|number| Some((number, claims.batches.get(&number)?))) {
-            Some((number, _)) if Some(number) == self.number => Standing::InThisBatch,
-            Some((_, batch)) => Standing::InFlight(Dependency(batch.clone())),
+            Some((number, _)) if Some(number) == self.number => ClaimState::InThisBatch,
+            Some((_, batch)) => ClaimState::InFlight(Dependency(batch.clone())),
             None => {
                 let number = *self.number.get_or_insert_with(|| {
                     claims.next += 1;
@@ -276,26 +276,26 @@ impl OpenBatch {
                 });
                 claims.keys.insert(key, number);
                 self.keys.push(key);
-                Standing::Claimed
+                ClaimState::Claimed
             }
         };
         Glance::Known(standing)
     }
 
     /// Claims a key, as far as memory shows.
-    pub(super) fn claim_at_once(&mut self, key: Key) -> Look {
+    pub(super) fn claim_at_once(&mut self, key: Key) -> ClaimLookup {
         let index = self.index.clone();
         let set = index.lock_keys();
         let mut claims = index.lock_claims();
         match self.glance(key, &set, &mut claims) {
-            Glance::Known(Standing::Claimed) => Look::Claimed,
-            Glance::Known(standing) => Look::Taken(standing),
-            Glance::OnPage(page) => Look::OnPage(page),
+            Glance::Known(ClaimState::Claimed) => ClaimLookup::Claimed,
+            Glance::Known(standing) => ClaimLookup::Taken(standing),
+            Glance::OnPage(page) => ClaimLookup::OnPage(page),
         }
     }
 
     /// Releases these claims, for events that are not delivered after all.
-    pub fn unclaim(&mut self, keys: &[Key]) {
+    pub fn release_claims(&mut self, keys: &[Key]) {
         if keys.is_empty() {
             return;
         }
@@ -307,7 +307,7 @@ impl OpenBatch {
     }
 
     /// Releases the newest claim, for an event that is not delivered after all.
-    pub fn unclaim_last(&mut self) {
+    pub fn release_last(&mut self) {
         if let Some(key) = self.keys.pop() {
             self.index.lock_claims().keys.remove(&key);
         }
@@ -341,13 +341,13 @@ impl Drop for OpenBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::key_set::Kind;
+    use crate::checkpoint::key_set::KeyKind;
     use crate::hosts::embedded::memory::MemoryStore;
     use crate::model::Timestamp;
     use futures_util::FutureExt;
 
     async fn index(store: &MemoryStore) -> EventIndex {
-        EventIndex::new(KeySet::load(store, "t/events", Kind::Events).await.unwrap())
+        EventIndex::new(KeySet::load(store, "t/events", KeyKind::Events).await.unwrap())
     }
 
     fn key(n: u32) -> Key {
@@ -359,12 +359,12 @@ mod tests {
         let store = MemoryStore::new();
         let index = index(&store).await;
         let (mut first, mut second) = (index.open_batch(), index.open_batch());
-        assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::Claimed)));
-        assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::InThisBatch)));
-        let Ok(Standing::InFlight(dependency)) = second.claim(key(1), &store).await else { panic!("not in flight") };
+        assert!(matches!(first.claim(key(1), &store).await, Ok(ClaimState::Claimed)));
+        assert!(matches!(first.claim(key(1), &store).await, Ok(ClaimState::InThisBatch)));
+        let Ok(ClaimState::InFlight(dependency)) = second.claim(key(1), &store).await else { panic!("not in flight") };
         drop(first);
         assert!(!dependency.committed().await);
-        assert!(matches!(second.claim(key(1), &store).await, Ok(Standing::Claimed)));
+        assert!(matches!(second.claim(key(1), &store).await, Ok(ClaimState::Claimed)));
     }
 
     #[tokio::test]
@@ -372,13 +372,13 @@ mod tests {
         let store = MemoryStore::new();
         let index = index(&store).await;
         let mut stays = index.open_batch();
-        assert!(matches!(stays.claim(key(0), &store).await, Ok(Standing::Claimed)));
+        assert!(matches!(stays.claim(key(0), &store).await, Ok(ClaimState::Claimed)));
         for round in 0..1000 {
             let mut batch = index.open_batch();
             let keys: Vec<Key> = (1..=10).map(|n| key(round / 2 * 10 + n)).collect();
             let all = batch.claim_all(&keys, &store, |at, _| panic!("{at} of round {round} is still claimed")).await;
             assert!(all.is_ok());
-            assert!(matches!(batch.claim(key(0), &store).await, Ok(Standing::InFlight(_))));
+            assert!(matches!(batch.claim(key(0), &store).await, Ok(ClaimState::InFlight(_))));
             drop(batch);
             let kept = index.lock_claims().keys.len();
             assert!(kept <= 1 + 2 * 11, "{kept} in round {round}");
@@ -392,11 +392,11 @@ mod tests {
         let store = MemoryStore::new();
         let index = index(&store).await;
         let (mut first, mut second) = (index.open_batch(), index.open_batch());
-        assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::Claimed)));
+        assert!(matches!(first.claim(key(1), &store).await, Ok(ClaimState::Claimed)));
         let keys = [key(2), key(1), key(3), key(2)];
         let mut taken = Vec::new();
         assert!(second.claim_all(&keys, &store, |at, standing| taken.push((at, standing))).await.is_ok());
-        assert!(matches!(taken[..], [(1, Standing::InFlight(_)), (3, Standing::InThisBatch)]));
+        assert!(matches!(taken[..], [(1, ClaimState::InFlight(_)), (3, ClaimState::InThisBatch)]));
         assert_eq!(second.keys(), [key(2), key(3)]);
     }
 
@@ -425,14 +425,14 @@ mod tests {
         let store = MemoryStore::new();
         let index = index(&store).await;
         let (mut first, mut second) = (index.open_batch(), index.open_batch());
-        assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::Claimed)));
-        let Ok(Standing::InFlight(dependency)) = second.claim(key(1), &store).await else { panic!("not in flight") };
+        assert!(matches!(first.claim(key(1), &store).await, Ok(ClaimState::Claimed)));
+        let Ok(ClaimState::InFlight(dependency)) = second.claim(key(1), &store).await else { panic!("not in flight") };
         let staged = index.with_keys(|keys| keys.stage(first.keys(), Timestamp::UNIX_EPOCH));
         store.commit(staged.ops).await.unwrap();
         index.change_committed(staged.token);
         first.committed();
         assert!(dependency.committed().await);
-        assert!(matches!(second.claim(key(1), &store).await, Ok(Standing::Delivered)));
+        assert!(matches!(second.claim(key(1), &store).await, Ok(ClaimState::Delivered)));
     }
 
     #[tokio::test]
@@ -446,7 +446,7 @@ mod tests {
         assert!(matches!(index.contains(keys[0], &store).await, Ok(true)));
 
         // Removes every page: the store already has the change, memory not yet.
-        let reloaded = EventIndex::new(KeySet::load(&store, "t/events", Kind::Events).await.unwrap());
+        let reloaded = EventIndex::new(KeySet::load(&store, "t/events", KeyKind::Events).await.unwrap());
         let staged = reloaded.with_keys(|set| set.clear()).unwrap();
         store.commit(staged.ops).await.unwrap();
         let mut asked = std::pin::pin!(reloaded.contains(keys[0], &store));

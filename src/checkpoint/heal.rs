@@ -117,7 +117,7 @@ pub struct StoredJob {
     /// Its end (exclusive).
     pub to: Timestamp,
     /// The intervals to be filled, by content type.
-    pub types: BTreeMap<String, Vec<Wanted>>,
+    pub types: BTreeMap<String, Vec<WantedInterval>>,
     /// Whether what was delivered already is delivered again.
     #[serde(default)]
     pub again: bool,
@@ -140,7 +140,7 @@ pub struct StoredJob {
 
 /// An interval of one stream that is to be filled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wanted {
+pub struct WantedInterval {
     /// The search begins here: a gap's beginning less how late content comes.
     pub lead: Timestamp,
     /// Where the gap begins.

@@ -15,7 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
-use super::claims::{Dependency, EventIndex, Look, OpenBatch, Standing};
+use super::claims::{ClaimLookup, ClaimState, Dependency, EventIndex, OpenBatch};
 use super::key::Key;
 use super::key_set::Retention;
 use crate::host::{StateError, StateStore};
@@ -26,36 +26,36 @@ pub const HEALED: Retention =
     Retention { age: std::time::Duration::from_secs(15 * 86_400), keys_max: Retention::EVENTS.keys_max };
 
 type KeyMap<T> = HashMap<Key, T, foldhash::fast::RandomState>;
-type Keys = HashSet<Key, foldhash::fast::RandomState>;
+type WatchedKeys = HashSet<Key, foldhash::fast::RandomState>;
 
 /// The healed events of one tenant and the gate. Cheap to clone.
 #[derive(Clone)]
-pub struct Healed(Arc<Inner>);
+pub struct Healed(Arc<HealedInner>);
 
-struct Inner {
+struct HealedInner {
     index: EventIndex,
-    gate: Mutex<Gate>,
+    gate: Mutex<HealGate>,
     on: AtomicBool,
     /// Counts fetches of the feed that began before the gate was on.
     unwatched: watch::Sender<usize>,
 }
 
 #[derive(Default)]
-struct Gate {
+struct HealGate {
     /// The keys in the feed's batches. The feed may carry one event in two texts, which it treats as two events.
     flying: KeyMap<SmallVec<[u64; 1]>>,
     batches: HashMap<u64, watch::Receiver<bool>>,
     next: u64,
     /// The keys that the healer watches, and those of them that the feed has delivered since.
-    wanted: Keys,
-    landed: Keys,
+    wanted: WatchedKeys,
+    landed: WatchedKeys,
 }
 
 impl Healed {
     /// Made over the keys on disk. The gate is on if there are any.
     pub fn new(index: EventIndex) -> Self {
         let on = index.with_keys(|keys| !keys.is_empty());
-        Self(Arc::new(Inner {
+        Self(Arc::new(HealedInner {
             index,
             gate: Mutex::default(),
             on: AtomicBool::new(on),
@@ -68,7 +68,7 @@ impl Healed {
         &self.0.index
     }
 
-    fn gate(&self) -> MutexGuard<'_, Gate> {
+    fn gate(&self) -> MutexGuard<'_, HealGate> {
         self.0.gate.lock()
     }
 
@@ -99,7 +99,7 @@ impl Healed {
     /// Records which of these keys the feed delivers, until the next call.
     pub fn watch_for(&self, keys: impl IntoIterator<Item = Key>) {
         let mut gate = self.gate();
-        gate.landed = Keys::default();
+        gate.landed = WatchedKeys::default();
         gate.wanted = keys.into_iter().collect();
     }
 
@@ -112,7 +112,7 @@ impl Healed {
         batch: &mut OpenBatch,
         keys: &[Key],
         store: &dyn StateStore,
-        mut taken: impl FnMut(usize, Standing),
+        mut taken: impl FnMut(usize, ClaimState),
     ) -> Result<(), (usize, StateError)> {
         let mut next = 0;
         while let Some(key) = keys.get(next).copied() {
@@ -124,12 +124,12 @@ impl Healed {
                         None
                     }
                     None => match batch.claim_at_once(key) {
-                        Look::Claimed => None,
-                        Look::Taken(standing) => {
+                        ClaimLookup::Claimed => None,
+                        ClaimLookup::Taken(standing) => {
                             taken(next, standing);
                             None
                         }
-                        Look::OnPage(page) => Some(page),
+                        ClaimLookup::OnPage(page) => Some(page),
                     },
                 }
             };
@@ -142,14 +142,14 @@ impl Healed {
     }
 }
 
-impl Gate {
+impl HealGate {
     /// The state of an event in the feed.
-    fn standing(&self, key: Key) -> Option<Standing> {
+    fn standing(&self, key: Key) -> Option<ClaimState> {
         if self.landed.contains(&key) {
-            return Some(Standing::Delivered);
+            return Some(ClaimState::Delivered);
         }
         let number = self.flying.get(&key)?.last()?;
-        self.batches.get(number).map(|batch| Standing::InFlight(Dependency::on(batch.clone())))
+        self.batches.get(number).map(|batch| ClaimState::InFlight(Dependency::on(batch.clone())))
     }
 }
 
@@ -188,7 +188,7 @@ impl Flight {
         &mut self,
         keys: &[Key],
         store: &dyn StateStore,
-        mut taken: impl FnMut(usize, Standing),
+        mut taken: impl FnMut(usize, ClaimState),
     ) -> Result<(), (usize, StateError)> {
         let healed = self.healed.clone();
         let mut next = 0;
@@ -196,12 +196,12 @@ impl Flight {
             let page = {
                 let mut gate = healed.gate();
                 match healed.0.index.look(key) {
-                    Look::OnPage(page) => Some(page),
-                    Look::Taken(standing) => {
+                    ClaimLookup::OnPage(page) => Some(page),
+                    ClaimLookup::Taken(standing) => {
                         taken(next, standing);
                         None
                     }
-                    Look::Claimed => {
+                    ClaimLookup::Claimed => {
                         self.carry(&mut gate, key);
                         None
                     }
@@ -215,7 +215,7 @@ impl Flight {
         Ok(())
     }
 
-    fn carry(&mut self, gate: &mut Gate, key: Key) {
+    fn carry(&mut self, gate: &mut HealGate, key: Key) {
         let number = *self.number.get_or_insert_with(|| {
             gate.next += 1;
             gate.batches.insert(gate.next, self.done.subscribe());
@@ -226,7 +226,7 @@ impl Flight {
     }
 
     /// Releases the newest key: its event is not delivered after all.
-    pub fn unclaim_last(&mut self) {
+    pub fn release_last(&mut self) {
         if let (Some(key), Some(number)) = (self.keys.pop(), self.number) {
             self.healed.gate().free(key, number);
         }
@@ -251,7 +251,7 @@ impl Flight {
     }
 }
 
-impl Gate {
+impl HealGate {
     fn free(&mut self, key: Key, number: u64) {
         if let Some(numbers) = self.flying.get_mut(&key) {
             if let Some(at) = numbers.iter().rposition(|known| *known == number) {
@@ -275,24 +275,24 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::checkpoint::key_set::{KeySet, Kind};
+    use crate::checkpoint::key_set::{KeyKind, KeySet};
     use crate::hosts::embedded::memory::MemoryStore;
 
     async fn healed(store: &MemoryStore) -> Healed {
-        Healed::new(EventIndex::new(KeySet::load(store, "t/healed", Kind::Events).await.unwrap()))
+        Healed::new(EventIndex::new(KeySet::load(store, "t/healed", KeyKind::Events).await.unwrap()))
     }
 
     fn key(n: u32) -> Key {
         Key::of_anonymous("blob", &n.to_be_bytes(), 0)
     }
 
-    async fn heal(healed: &Healed, batch: &mut OpenBatch, n: u32, store: &MemoryStore) -> Option<Standing> {
+    async fn heal(healed: &Healed, batch: &mut OpenBatch, n: u32, store: &MemoryStore) -> Option<ClaimState> {
         let mut standing = None;
         assert!(healed.claim(batch, &[key(n)], store, |_, known| standing = Some(known)).await.is_ok());
         standing
     }
 
-    async fn fly(flight: &mut Flight, n: u32, store: &MemoryStore) -> Option<Standing> {
+    async fn fly(flight: &mut Flight, n: u32, store: &MemoryStore) -> Option<ClaimState> {
         let mut standing = None;
         assert!(flight.claim(&[key(n)], store, |_, known| standing = Some(known)).await.is_ok());
         standing
@@ -304,11 +304,11 @@ mod tests {
         let healed = healed(&store).await;
         let (mut flight, mut batch) = (healed.flight(), healed.index().open_batch());
         assert!(fly(&mut flight, 1, &store).await.is_none());
-        let Some(Standing::InFlight(feed)) = heal(&healed, &mut batch, 1, &store).await else {
+        let Some(ClaimState::InFlight(feed)) = heal(&healed, &mut batch, 1, &store).await else {
             panic!("not in flight")
         };
         assert!(heal(&healed, &mut batch, 2, &store).await.is_none());
-        let Some(Standing::InFlight(graph)) = fly(&mut flight, 2, &store).await else { panic!("not in flight") };
+        let Some(ClaimState::InFlight(graph)) = fly(&mut flight, 2, &store).await else { panic!("not in flight") };
         drop(flight);
         assert!(!feed.committed().await);
         assert!(heal(&healed, &mut batch, 1, &store).await.is_none());
@@ -330,7 +330,7 @@ mod tests {
         one.committed();
         other.committed();
         let mut batch = healed.index().open_batch();
-        assert!(matches!(heal(&healed, &mut batch, 1, &store).await, Some(Standing::Delivered)));
+        assert!(matches!(heal(&healed, &mut batch, 1, &store).await, Some(ClaimState::Delivered)));
         assert!(heal(&healed, &mut batch, 2, &store).await.is_none(), "nobody watched for it");
     }
 

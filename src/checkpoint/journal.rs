@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::{TenantId, Timestamp};
-use crate::receipts::Receipts;
+use crate::receipts::OpenReceipts;
 use crate::receipts::head::{LastSealed, StoredHead};
 use crate::receipts::note::{Signer, text_of};
 use crate::receipts::seal::{PART_ENTRIES_MAX, Part, Sealed, Uncounted, seal};
@@ -225,7 +225,7 @@ impl Journal {
             if self.pages.is_empty()
                 && let Some((bytes, _)) = store.load(&name).await?
             {
-                self.hour = Some(Receipts::decode(&name, &bytes)?.0);
+                self.hour = Some(OpenReceipts::decode(&name, &bytes)?.0);
             }
             self.receipts += receipts;
         }
@@ -246,7 +246,7 @@ impl Journal {
     }
 
     /// The steps that commit receipts; `wall` is this machine's time.
-    pub(super) fn page(&mut self, receipts: &Receipts, wall: Timestamp) -> Option<Op> {
+    pub(super) fn page(&mut self, receipts: &OpenReceipts, wall: Timestamp) -> Option<Op> {
         if receipts.is_empty() {
             return None;
         }
@@ -270,13 +270,13 @@ impl Journal {
     pub(super) async fn seal(&self, store: &dyn StateStore, now: Option<Timestamp>) -> Result<Sealing, StateError> {
         // It is never closed; without a turn it would only take more memory.
         let _turn = SORTING.acquire().await.ok();
-        let mut receipts = Receipts::default();
+        let mut receipts = OpenReceipts::default();
         for name in &self.pages {
             let Some((bytes, _)) = store.load(name).await? else {
                 return Err(StateError::Corrupt { key: name.clone(), why: "the page of receipts is missing".into() });
             };
             if name.starts_with(&self.keys.open_part(self.head.seq)) {
-                receipts.append(Receipts::decode(name, &bytes)?.1);
+                receipts.append(OpenReceipts::decode(name, &bytes)?.1);
             }
         }
         let mut uncounted = std::collections::BTreeMap::<_, Uncounted>::new();

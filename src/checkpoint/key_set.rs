@@ -17,7 +17,7 @@
 //!
 //! # What a commit may rely on
 //!
-//! Every change is *staged*: [`Staged::ops`] go into the owner's commit, and only [`KeySet::committed`] makes the
+//! Every change is *staged*: [`StagedKeys::ops`] go into the owner's commit, and only [`KeySet::committed`] makes the
 //! change visible; [`KeySet::aborted`] discards it. Numbers are never used twice. Deletes follow puts, so a store that
 //! stopped halfway has some keys twice, which is harmless. After a failed commit on a store that is not atomic, load
 //! the set again, since pages that this set still relies on may be gone.
@@ -45,7 +45,7 @@ const LOOKUP_ROUNDS_MAX: usize = 8;
 
 /// Limits on the parts of a set; smaller in tests.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
+struct SetLimits {
     /// Keys in one page: 64 KiB, a value any store takes.
     page_keys: usize,
     /// Keys in deltas before they are folded: what a hash table of 16,384 slots holds before it grows.
@@ -61,7 +61,7 @@ struct Bounds {
     small_pages: usize,
 }
 
-const BOUNDS: Bounds = Bounds {
+const BOUNDS: SetLimits = SetLimits {
     page_keys: 4096,
     fold_keys: 14_336,
     fold_deltas: 256,
@@ -77,7 +77,7 @@ fn day_of(time: Timestamp) -> u32 {
 
 /// The kind of keys, which decides how they age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum KeyKind {
     /// Delivered events: they age from their delivery, since an event may be delivered long after it happened.
     Events,
     /// Settled blobs: they age from `contentCreated`, the time in their key.
@@ -118,30 +118,30 @@ pub struct PageId(u64);
 /// Identifies a staged change until its commit has succeeded or failed.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a staged change takes effect, or frees what it holds, only through `committed` or `aborted`"]
-pub struct Token(u64);
+pub struct ChangeToken(u64);
 
 /// A change that takes effect when its operations are committed.
 #[derive(Debug)]
 #[must_use = "commit the operations, then call `committed` or `aborted`"]
-pub struct Staged {
+pub struct StagedKeys {
     /// For the owner's commit, in this order; may be empty.
     pub ops: Vec<Op>,
     /// For [`KeySet::committed`] or [`KeySet::aborted`].
-    pub token: Token,
+    pub token: ChangeToken,
 }
 
 /// The set; see the module's documentation.
 pub struct KeySet {
     prefix: String,
-    kind: Kind,
-    bounds: Bounds,
+    kind: KeyKind,
+    bounds: SetLimits,
     /// The keys in deltas, with the number of their delta.
     recent: HashMap<[u64; 2], u64, foldhash::fast::RandomState>,
     deltas: BTreeSet<u64>,
-    pages: Pages,
+    pages: PageIndex,
     cache: Vec<(u64, Bytes)>,
     next_number: u64,
-    pending: BTreeMap<u64, Change>,
+    pending: BTreeMap<u64, KeySetChange>,
     next_token: u64,
     /// Deltas and pages that a pending change removes; no other may.
     leaving: BTreeSet<u64>,
@@ -153,14 +153,14 @@ pub struct KeySet {
 
 /// The change that a token identifies.
 #[derive(Default)]
-struct Change {
+struct KeySetChange {
     delta: Option<(u64, Vec<Key>)>,
-    pages: Vec<Page>,
+    pages: Vec<KeyPage>,
     drops: Vec<u64>,
 }
 
 /// The part of a page that is in memory.
-struct Page {
+struct KeyPage {
     min: u128,
     max: u128,
     number: u64,
@@ -171,19 +171,19 @@ struct Page {
     filter: Option<BinaryFuse8>,
 }
 
-impl Page {
+impl KeyPage {
     fn may_contain(&self, key: Key) -> bool {
         self.min <= key.0 && key.0 <= self.max && self.filter.as_ref().is_none_or(|f| f.contains(&key.hash64()))
     }
 
     /// Describes sorted, distinct keys; `None` for no keys.
-    fn of(number: u64, day: u32, keys: &[[u8; 16]]) -> Option<Page> {
+    fn of(number: u64, day: u32, keys: &[[u8; 16]]) -> Option<KeyPage> {
         let (first, last) = (keys.first()?, keys.last()?);
         let mut hashes: Vec<u64> = keys.iter().map(|k| Key(u128::from_be_bytes(*k)).hash64()).collect();
         // The filter cannot be built over equal hashes.
         hashes.sort_unstable();
         hashes.dedup();
-        Some(Page {
+        Some(KeyPage {
             min: u128::from_be_bytes(*first),
             max: u128::from_be_bytes(*last),
             number,
@@ -194,19 +194,19 @@ impl Page {
     }
 }
 
-/// Pages by their least key, with the greatest key of every [`Pages::BLOCK`], so that a lookup touches only pages that
+/// Pages by their least key, with the greatest key of every [`PageIndex::BLOCK`], so that a lookup touches only pages that
 /// can hold the key, however wide some are.
 #[derive(Default)]
-struct Pages {
-    list: Vec<Page>,
+struct PageIndex {
+    list: Vec<KeyPage>,
     block_max: Vec<u128>,
     keys: u64,
 }
 
-impl Pages {
+impl PageIndex {
     const BLOCK: usize = 32;
 
-    fn change(&mut self, removed: &BTreeSet<u64>, added: Vec<Page>) {
+    fn change(&mut self, removed: &BTreeSet<u64>, added: Vec<KeyPage>) {
         if !removed.is_empty() {
             self.list.retain(|p| !removed.contains(&p.number));
         }
@@ -218,7 +218,7 @@ impl Pages {
         self.keys = self.list.iter().map(|p| u64::from(p.count)).sum();
     }
 
-    fn candidates(&self, key: Key) -> impl Iterator<Item = &Page> {
+    fn candidates(&self, key: Key) -> impl Iterator<Item = &KeyPage> {
         let begun = self.list.partition_point(|p| p.min <= key.0);
         let begun = self.list.get(..begun).unwrap_or_default();
         // By number: to zip with `chunks` divides by their size for each key that is asked for.
@@ -229,7 +229,7 @@ impl Pages {
             .filter(move |p| p.may_contain(key))
     }
 
-    fn get(&self, number: u64) -> Option<&Page> {
+    fn get(&self, number: u64) -> Option<&KeyPage> {
         self.list.iter().find(|p| p.number == number)
     }
 }
@@ -239,18 +239,23 @@ impl KeySet {
     /// a mebibyte of it at a time beside the result.
     ///
     /// Errors: the store's; [`StateError::Corrupt`] names an entry that is damaged or that a newer build wrote.
-    pub async fn load(store: &dyn StateStore, prefix: &str, kind: Kind) -> Result<KeySet, StateError> {
+    pub async fn load(store: &dyn StateStore, prefix: &str, kind: KeyKind) -> Result<KeySet, StateError> {
         Self::load_with(store, prefix, kind, BOUNDS).await
     }
 
-    async fn load_with(store: &dyn StateStore, prefix: &str, kind: Kind, bounds: Bounds) -> Result<KeySet, StateError> {
+    async fn load_with(
+        store: &dyn StateStore,
+        prefix: &str,
+        kind: KeyKind,
+        bounds: SetLimits,
+    ) -> Result<KeySet, StateError> {
         let mut set = KeySet {
             prefix: prefix.to_owned(),
             kind,
             bounds,
             recent: HashMap::default(),
             deltas: BTreeSet::new(),
-            pages: Pages::default(),
+            pages: PageIndex::default(),
             cache: Vec::new(),
             next_number: 1,
             pending: BTreeMap::new(),
@@ -268,11 +273,11 @@ impl KeySet {
             let (day, keys) = decode(entry, &name, &value)?;
             set.next_number = set.next_number.max(number.saturating_add(1));
             match entry {
-                Entry::Delta => {
+                EntryKind::Delta => {
                     set.recent.extend(keys.iter().map(|k| (slot(Key(u128::from_be_bytes(*k))), number)));
                     set.deltas.insert(number);
                 }
-                Entry::Page => pages.extend(Page::of(number, day, keys)),
+                EntryKind::Page => pages.extend(KeyPage::of(number, day, keys)),
             }
         }
         pages.shrink_to_fit();
@@ -298,18 +303,18 @@ impl KeySet {
 
     /// Estimated heap and own memory in bytes, without the pages cached (at most 1 MiB, see [`KeySet::cached_bytes`]).
     pub fn memory_bytes(&self) -> usize {
-        let fingerprints = |p: &Page| p.filter.as_ref().map_or(0, |f| f.fingerprints.len());
+        let fingerprints = |p: &KeyPage| p.filter.as_ref().map_or(0, |f| f.fingerprints.len());
         // Hash tables are filled to 7/8 and hold one control byte per slot.
         let slots = (self.recent.capacity() * 8).div_ceil(7);
-        let pending = |c: &Change| {
+        let pending = |c: &KeySetChange| {
             c.delta.as_ref().map_or(0, |(_, keys)| keys.capacity() * size_of::<Key>())
-                + c.pages.iter().map(|p| size_of::<Page>() + fingerprints(p)).sum::<usize>()
+                + c.pages.iter().map(|p| size_of::<KeyPage>() + fingerprints(p)).sum::<usize>()
                 + c.drops.capacity() * size_of::<u64>()
         };
         size_of::<Self>()
             + slots * (size_of::<([u64; 2], u64)>() + 1)
             + self.deltas.len() * 2 * size_of::<u64>()
-            + self.pages.list.capacity() * size_of::<Page>()
+            + self.pages.list.capacity() * size_of::<KeyPage>()
             + self.pages.list.iter().map(fingerprints).sum::<usize>()
             + self.pages.block_max.capacity() * size_of::<u128>()
             + self.pending.values().map(pending).sum::<usize>()
@@ -349,7 +354,7 @@ impl KeySet {
 
     /// The state key of a page.
     pub fn page_key(&self, page: PageId) -> String {
-        self.name(Entry::Page, page.0)
+        self.name(EntryKind::Page, page.0)
     }
 
     /// Takes a page that was read, so that the next probe can look into it. A page that is no longer part of the set is
@@ -360,7 +365,7 @@ impl KeySet {
         if self.pages.get(page.0).is_none() {
             return Ok(());
         }
-        decode(Entry::Page, &self.page_key(page), &value)?;
+        decode(EntryKind::Page, &self.page_key(page), &value)?;
         self.cache.retain(|(number, _)| *number != page.0);
         if self.cache.len() >= CACHED_PAGES_MAX {
             self.cache.remove(0);
@@ -370,12 +375,12 @@ impl KeySet {
     }
 
     /// Stages `keys`, in any order. A few become a delta; when that is one too many, all deltas become pages.
-    pub fn stage(&mut self, keys: &[Key], now: Timestamp) -> Staged {
+    pub fn stage(&mut self, keys: &[Key], now: Timestamp) -> StagedKeys {
         let mut keys: Vec<Key> = keys.iter().filter(|k| !self.recent.contains_key(&slot(**k))).copied().collect();
         keys.sort_unstable();
         keys.dedup();
         if keys.is_empty() {
-            return self.pend(Change::default(), Vec::new());
+            return self.pend(KeySetChange::default(), Vec::new());
         }
         let free: Vec<u64> = self.deltas.difference(&self.leaving).copied().collect();
         let free_keys = if free.is_empty() { 0 } else { self.recent.len() };
@@ -391,7 +396,7 @@ impl KeySet {
     }
 
     /// Makes a staged change effective: its operations were committed.
-    pub fn committed(&mut self, token: Token) {
+    pub fn committed(&mut self, token: ChangeToken) {
         let Some(change) = self.pending.remove(&token.0) else { return };
         self.generation += 1;
         let drops: BTreeSet<u64> = change.drops.into_iter().collect();
@@ -412,7 +417,7 @@ impl KeySet {
     }
 
     /// Discards a staged change: its commit failed and changed nothing.
-    pub fn aborted(&mut self, token: Token) {
+    pub fn aborted(&mut self, token: ChangeToken) {
         if let Some(change) = self.pending.remove(&token.0) {
             for number in change.drops {
                 self.leaving.remove(&number);
@@ -422,16 +427,16 @@ impl KeySet {
 
     /// Stages the removal of pages past their age or number; `None` when there is none. Call it only while the time is
     /// trusted.
-    pub fn expire(&mut self, now: Timestamp, retention: Retention) -> Option<Staged> {
+    pub fn expire(&mut self, now: Timestamp, retention: Retention) -> Option<StagedKeys> {
         let now = u64::from(secs_of(now));
         let age = retention.age.as_secs();
-        let past = |page: &Page| match self.kind {
+        let past = |page: &KeyPage| match self.kind {
             // Its last key was written before the day's end.
-            Kind::Events => ((u64::from(page.day) + 1) * DAY_SECS).saturating_add(age) <= now,
-            Kind::Blobs => u64::from(Key(page.max).secs()).saturating_add(age) < now,
+            KeyKind::Events => ((u64::from(page.day) + 1) * DAY_SECS).saturating_add(age) <= now,
+            KeyKind::Blobs => u64::from(Key(page.max).secs()).saturating_add(age) < now,
         };
         let mut excess = self.len().saturating_sub(retention.keys_max);
-        let mut by_write: Vec<&Page> = self.pages.list.iter().collect();
+        let mut by_write: Vec<&KeyPage> = self.pages.list.iter().collect();
         by_write.sort_by_key(|p| (p.day, p.min));
         let mut drops = Vec::new();
         for page in by_write {
@@ -445,17 +450,17 @@ impl KeySet {
                 drops.push(page.number);
             }
         }
-        let change = Change { drops, ..Change::default() };
+        let change = KeySetChange { drops, ..KeySetChange::default() };
         if change.drops.is_empty() { None } else { Some(self.pend(change, Vec::new())) }
     }
 
     /// Stages the removal of every key.
     ///
     /// Errors: [`StateError::Unavailable`] while another change is staged.
-    pub fn clear(&mut self) -> Result<Staged, StateError> {
+    pub fn clear(&mut self) -> Result<StagedKeys, StateError> {
         self.settled()?;
         let drops = self.deltas.iter().copied().chain(self.pages.list.iter().map(|p| p.number)).collect();
-        Ok(self.pend(Change { drops, ..Change::default() }, Vec::new()))
+        Ok(self.pend(KeySetChange { drops, ..KeySetChange::default() }, Vec::new()))
     }
 
     fn settled(&self) -> Result<(), StateError> {
@@ -465,27 +470,27 @@ impl KeySet {
         Err(StateError::Unavailable(format!("keys under `{}` are being committed", self.prefix)))
     }
 
-    fn pend_pages(&mut self, new: Vec<(Page, Bytes)>, delta: Option<Vec<Key>>, drops: Vec<u64>) -> Staged {
+    fn pend_pages(&mut self, new: Vec<(KeyPage, Bytes)>, delta: Option<Vec<Key>>, drops: Vec<u64>) -> StagedKeys {
         let mut ops = Vec::with_capacity(new.len() + drops.len() + 1);
         let mut pages = Vec::with_capacity(new.len());
         for (mut page, value) in new {
             page.number = self.number();
-            ops.push(Op::Put { key: self.name(Entry::Page, page.number), value, expected: Expected::Absent });
+            ops.push(Op::Put { key: self.name(EntryKind::Page, page.number), value, expected: Expected::Absent });
             pages.push(page);
         }
         let delta = delta.map(|keys| {
             let number = self.number();
-            let value = encode(Entry::Delta, 0, &keys);
-            ops.push(Op::Put { key: self.name(Entry::Delta, number), value, expected: Expected::Absent });
+            let value = encode(EntryKind::Delta, 0, &keys);
+            ops.push(Op::Put { key: self.name(EntryKind::Delta, number), value, expected: Expected::Absent });
             (number, keys)
         });
-        self.pend(Change { delta, pages, drops }, ops)
+        self.pend(KeySetChange { delta, pages, drops }, ops)
     }
 
     /// Registers a change whose puts are `ops` and adds its deletes.
-    fn pend(&mut self, change: Change, mut ops: Vec<Op>) -> Staged {
+    fn pend(&mut self, change: KeySetChange, mut ops: Vec<Op>) -> StagedKeys {
         for number in &change.drops {
-            let entry = if self.deltas.contains(number) { Entry::Delta } else { Entry::Page };
+            let entry = if self.deltas.contains(number) { EntryKind::Delta } else { EntryKind::Page };
             // The owner's commit checks that there is no other writer; the entry itself may be gone.
             ops.push(Op::Delete { key: self.name(entry, *number), expected: Expected::Any });
             self.leaving.insert(*number);
@@ -493,7 +498,7 @@ impl KeySet {
         let token = self.next_token;
         self.next_token += 1;
         self.pending.insert(token, change);
-        Staged { ops, token: Token(token) }
+        StagedKeys { ops, token: ChangeToken(token) }
     }
 
     fn number(&mut self) -> u64 {
@@ -502,13 +507,13 @@ impl KeySet {
         number
     }
 
-    fn name(&self, entry: Entry, number: u64) -> String {
+    fn name(&self, entry: EntryKind, number: u64) -> String {
         format!("{}/{}/{number:016x}", self.prefix, entry.folder())
     }
 
-    fn parse_name(&self, name: &str) -> Option<(Entry, u64)> {
+    fn parse_name(&self, name: &str) -> Option<(EntryKind, u64)> {
         let (folder, number) = name.strip_prefix(&self.prefix)?.strip_prefix('/')?.split_once('/')?;
-        let entry = [Entry::Delta, Entry::Page].into_iter().find(|e| e.folder() == folder)?;
+        let entry = [EntryKind::Delta, EntryKind::Page].into_iter().find(|e| e.folder() == folder)?;
         let number = u64::from_str_radix(number, 16).ok()?;
         (self.name(entry, number) == name).then_some((entry, number))
     }
@@ -520,9 +525,9 @@ impl KeySet {
     /// Which pages to merge next, and the day to store for the result.
     fn merge_plan(&self) -> Option<(Vec<PageId>, u32)> {
         let latest = self.pages.list.iter().map(|p| p.day).max()?;
-        let mut groups: BTreeMap<u32, Vec<&Page>> = BTreeMap::new();
+        let mut groups: BTreeMap<u32, Vec<&KeyPage>> = BTreeMap::new();
         for page in self.pages.list.iter().filter(|p| !self.leaving.contains(&p.number)) {
-            let group = if self.kind == Kind::Events { page.day } else { latest };
+            let group = if self.kind == KeyKind::Events { page.day } else { latest };
             groups.entry(group).or_default().push(page);
         }
         for (group, pages) in groups {
@@ -537,8 +542,8 @@ impl KeySet {
     }
 
     /// Pages less than half full, neighbours in time, when there are enough of them.
-    fn small<'p>(&self, pages: &[&'p Page]) -> Option<Vec<&'p Page>> {
-        let small: Vec<&Page> =
+    fn small<'p>(&self, pages: &[&'p KeyPage]) -> Option<Vec<&'p KeyPage>> {
+        let small: Vec<&KeyPage> =
             pages.iter().filter(|p| (p.count as usize) < self.bounds.page_keys / 2).copied().collect();
         (small.len() >= self.bounds.small_pages.max(2))
             .then(|| small.into_iter().take(self.bounds.merge_pages.max(2)).collect())
@@ -547,7 +552,7 @@ impl KeySet {
     /// The widest pages over the moment that most cover, when those are more than `depth`. All of them cover that
     /// moment, so the merged pages cover every moment at most as deeply as before, and this one once. So merging
     /// terminates.
-    fn deep<'p>(&self, pages: &[&'p Page], depth: usize) -> Option<Vec<&'p Page>> {
+    fn deep<'p>(&self, pages: &[&'p KeyPage], depth: usize) -> Option<Vec<&'p KeyPage>> {
         let mut edges: Vec<(u128, bool)> = pages.iter().flat_map(|p| [(p.min, false), (p.max, true)]).collect();
         edges.sort_unstable();
         let (mut open, mut deepest, mut at) = (0usize, 0usize, 0u128);
@@ -564,7 +569,7 @@ impl KeySet {
         if deepest <= depth.max(1) {
             return None;
         }
-        let mut over: Vec<&Page> = pages.iter().filter(|p| p.min <= at && at <= p.max).copied().collect();
+        let mut over: Vec<&KeyPage> = pages.iter().filter(|p| p.min <= at && at <= p.max).copied().collect();
         over.sort_by_key(|p| std::cmp::Reverse(p.max - p.min));
         over.truncate(self.bounds.merge_pages.max(2));
         Some(over)
@@ -632,7 +637,7 @@ pub async fn contains_all(set: &Mutex<KeySet>, store: &dyn StateStore, keys: &[K
 /// calls it between commits, again and again until `None` when it has the time.
 ///
 /// Errors: the store's; [`StateError::Corrupt`] for a page that is damaged or gone.
-pub async fn maintain(set: &Mutex<KeySet>, store: &dyn StateStore) -> Result<Option<Staged>, StateError> {
+pub async fn maintain(set: &Mutex<KeySet>, store: &dyn StateStore) -> Result<Option<StagedKeys>, StateError> {
     let (pages, day, page_keys) = {
         let mut set = set.lock();
         if !set.untidy {
@@ -662,7 +667,11 @@ pub async fn maintain(set: &Mutex<KeySet>, store: &dyn StateStore) -> Result<Opt
 ///
 /// Errors: the store's; [`StateError::Corrupt`] for a page that is damaged or gone; [`StateError::Unavailable`] while
 /// another change is staged or when one takes effect meanwhile.
-pub async fn forget_from(set: &Mutex<KeySet>, store: &dyn StateStore, from: Timestamp) -> Result<Staged, StateError> {
+pub async fn forget_from(
+    set: &Mutex<KeySet>,
+    store: &dyn StateStore,
+    from: Timestamp,
+) -> Result<StagedKeys, StateError> {
     let least = u128::from(secs_of(from)) << 96;
     let (generation, mut drops, cut, page_keys) = {
         let set = set.lock();
@@ -732,7 +741,7 @@ async fn read_page(set: &Mutex<KeySet>, store: &dyn StateStore, page: PageId) ->
     let Some((value, _)) = loaded else {
         return Err(corrupt(&name, "the page is gone; load the set again after a commit that failed halfway".into()));
     };
-    decode(Entry::Page, &name, &value)?;
+    decode(EntryKind::Page, &name, &value)?;
     Ok(Some(value))
 }
 
@@ -746,15 +755,15 @@ fn key_of(slot: [u64; 2]) -> Key {
 }
 
 /// Sorted, distinct keys as pages of equal size, not numbered yet.
-fn build_pages(keys: &[Key], day: u32, page_keys: usize) -> Vec<(Page, Bytes)> {
+fn build_pages(keys: &[Key], day: u32, page_keys: usize) -> Vec<(KeyPage, Bytes)> {
     let pages = keys.len().div_ceil(page_keys.max(1));
     if pages == 0 {
         return Vec::new();
     }
     keys.chunks(keys.len().div_ceil(pages))
         .filter_map(|keys| {
-            let value = encode(Entry::Page, day, keys);
-            let page = Page::of(0, day, keys_in(&value))?;
+            let value = encode(EntryKind::Page, day, keys);
+            let page = KeyPage::of(0, day, keys_in(&value))?;
             Some((page, value))
         })
         .collect()
@@ -775,12 +784,12 @@ const CHECK_AT: usize = 12;
 const KEYS_AT: usize = 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Entry {
+enum EntryKind {
     Delta,
     Page,
 }
 
-impl Entry {
+impl EntryKind {
     const fn folder(self) -> &'static str {
         match self {
             Self::Delta => "d",
@@ -796,7 +805,7 @@ impl Entry {
     }
 }
 
-fn encode(entry: Entry, day: u32, keys: &[Key]) -> Bytes {
+fn encode(entry: EntryKind, day: u32, keys: &[Key]) -> Bytes {
     let mut body = BytesMut::with_capacity(keys.len() * 16);
     for key in keys {
         body.put_u128(key.0);
@@ -820,7 +829,7 @@ fn check(head: &[u8], keys: &[u8]) -> [u8; KEYS_AT - CHECK_AT] {
 }
 
 /// Checks a stored value; its day and keys.
-fn decode<'v>(entry: Entry, name: &str, value: &'v [u8]) -> Result<(u32, &'v [[u8; 16]]), StateError> {
+fn decode<'v>(entry: EntryKind, name: &str, value: &'v [u8]) -> Result<(u32, &'v [[u8; 16]]), StateError> {
     let bad = |why: String| Err(corrupt(name, why));
     let Some((head, body)) = value.split_at_checked(KEYS_AT) else {
         return bad(format!("{} bytes are too few", value.len()));
@@ -868,8 +877,15 @@ mod tests {
     use expect_test::{Expect, expect};
     use proptest::prelude::*;
 
-    const SMALL: Bounds =
-        Bounds { page_keys: 8, fold_keys: 20, fold_deltas: 5, merge_pages: 4, depth: 3, depth_past: 2, small_pages: 3 };
+    const SMALL: SetLimits = SetLimits {
+        page_keys: 8,
+        fold_keys: 20,
+        fold_deltas: 5,
+        merge_pages: 4,
+        depth: 3,
+        depth_past: 2,
+        small_pages: 3,
+    };
 
     fn at(secs: i64) -> Timestamp {
         Timestamp::from_second(secs).unwrap()
@@ -879,7 +895,7 @@ mod tests {
         Key::of_blob(&format!("test {n}"), at(secs.into()))
     }
 
-    async fn commit(set: &Mutex<KeySet>, store: &MemoryStore, staged: Staged) {
+    async fn commit(set: &Mutex<KeySet>, store: &MemoryStore, staged: StagedKeys) {
         // Every delete removes an existing entry: a set with a wrong count would leave entries behind.
         let entries = store.entries();
         let is_there = |op: &Op| !matches!(op, Op::Delete { key, .. } if !entries.contains_key(key));
@@ -902,7 +918,7 @@ mod tests {
         steps
     }
 
-    async fn empty(store: &MemoryStore, kind: Kind, bounds: Bounds) -> Mutex<KeySet> {
+    async fn empty(store: &MemoryStore, kind: KeyKind, bounds: SetLimits) -> Mutex<KeySet> {
         Mutex::new(KeySet::load_with(store, "t/keys", kind, bounds).await.unwrap())
     }
 
@@ -923,7 +939,7 @@ mod tests {
             assert_eq!(decode(entry, "k", &value).unwrap(), (day, &keys.map(|k| k.0.to_be_bytes())[..]));
         };
         check(
-            Entry::Delta,
+            EntryKind::Delta,
             0,
             expect![[r#"
             4b4401000000000200000000011fb164
@@ -933,7 +949,7 @@ mod tests {
         "#]],
         );
         check(
-            Entry::Page,
+            EntryKind::Page,
             20_574,
             expect![[r#"
             4b500100000000020000505eb3695e55
@@ -946,7 +962,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_damaged_or_newer_entry_is_named_and_left_alone() {
-        let good = encode(Entry::Page, 1, &[Key(1), Key(2)]);
+        let good = encode(EntryKind::Page, 1, &[Key(1), Key(2)]);
         let with = |at: usize, byte: u8| {
             let mut value = good.to_vec();
             value[at] = byte;
@@ -961,15 +977,15 @@ mod tests {
             (name, with(1, b'D'), "not a list of keys"),
             (name, good.slice(..51), "51 bytes do not fit the number of keys"),
             (name, good.slice(..5), "5 bytes are too few"),
-            (name, encode(Entry::Page, 1, &[Key(2), Key(1)]), "its keys are not in order"),
-            (name, encode(Entry::Page, 1, &[]), "its keys are not in order"),
+            (name, encode(EntryKind::Page, 1, &[Key(2), Key(1)]), "its keys are not in order"),
+            (name, encode(EntryKind::Page, 1, &[]), "its keys are not in order"),
             ("t/keys/q/0000000000000001", good.clone(), "no entry this build knows"),
             ("t/keys/p/1", good.clone(), "no entry this build knows"),
         ];
         for (name, value, why) in cases {
             let store = MemoryStore::new();
             store.overwrite(name, Some(value.clone()));
-            let error = KeySet::load(&store, "t/keys", Kind::Events).await.unwrap_err();
+            let error = KeySet::load(&store, "t/keys", KeyKind::Events).await.unwrap_err();
             assert_eq!(error, StateError::Corrupt { key: name.into(), why: why.into() });
             assert_eq!(store.entries().get(name), Some(&value));
         }
@@ -978,7 +994,7 @@ mod tests {
     #[tokio::test]
     async fn staged_keys_show_only_when_committed_and_an_abort_leaves_nothing() {
         let store = MemoryStore::new();
-        let set = empty(&store, Kind::Events, SMALL).await;
+        let set = empty(&store, KeyKind::Events, SMALL).await;
         let few = [key(5, 1), key(5, 2)];
         let many: Vec<Key> = (0..50).map(|n| key(n, n)).collect();
         for keys in [&few[..], &many] {
@@ -998,7 +1014,7 @@ mod tests {
     #[tokio::test]
     async fn a_probe_names_the_page_to_read_and_then_knows() {
         let store = MemoryStore::new();
-        let set = empty(&store, Kind::Events, SMALL).await;
+        let set = empty(&store, KeyKind::Events, SMALL).await;
         let keys: Vec<Key> = (0..50).map(|n| key(n, n)).collect();
         add(&set, &store, &keys, at(10)).await;
         let Probe::Maybe(page) = set.lock().probe(keys[7]) else { panic!() };
@@ -1017,7 +1033,7 @@ mod tests {
     #[tokio::test]
     async fn commits_under_way_side_by_side_do_not_disturb_each_other() {
         let store = MemoryStore::new();
-        let set = empty(&store, Kind::Events, SMALL).await;
+        let set = empty(&store, KeyKind::Events, SMALL).await;
         add(&set, &store, &[key(1, 1)], at(10)).await;
         let late = set.lock().stage(&[key(1, 2)], at(10));
         let many: Vec<Key> = (0..40).map(|n| key(9, n)).collect();
@@ -1028,7 +1044,7 @@ mod tests {
         commit(&set, &store, late).await;
         let all: Vec<Key> = many.into_iter().chain([key(1, 1), key(1, 2)]).collect();
         assert_eq!(contains_all(&set, &store, &all).await.unwrap(), vec![true; 42]);
-        let again = empty(&store, Kind::Events, SMALL).await;
+        let again = empty(&store, KeyKind::Events, SMALL).await;
         assert_eq!(contains_all(&again, &store, &all).await.unwrap(), vec![true; 42]);
         let held = set.lock().stage(&[key(1, 3)], at(10));
         assert!(matches!(set.lock().clear(), Err(StateError::Unavailable(_))));
@@ -1041,11 +1057,11 @@ mod tests {
         let day = |n: i64| at(n * DAY_SECS as i64);
         let old = DAY_SECS as u32;
         let keys: Vec<Key> = (0..20).map(|n| key(old, n)).collect();
-        for (kind, last_kept, gone) in [(Kind::Events, 107, 108), (Kind::Blobs, 8, 10)] {
+        for (kind, last_kept, gone) in [(KeyKind::Events, 107, 108), (KeyKind::Blobs, 8, 10)] {
             let store = MemoryStore::new();
             let set = empty(&store, kind, SMALL).await;
             add(&set, &store, &keys, day(100)).await;
-            let retention = if kind == Kind::Events { Retention::EVENTS } else { Retention::BLOBS };
+            let retention = if kind == KeyKind::Events { Retention::EVENTS } else { Retention::BLOBS };
             assert!(set.lock().expire(day(last_kept), retention).is_none());
             let staged = set.lock().expire(day(gone), retention).unwrap();
             // Already staged.
@@ -1058,7 +1074,7 @@ mod tests {
     #[tokio::test]
     async fn over_the_bound_the_keys_written_first_leave() {
         let store = MemoryStore::new();
-        let set = empty(&store, Kind::Events, SMALL).await;
+        let set = empty(&store, KeyKind::Events, SMALL).await;
         let keys = |day: u32| -> Vec<Key> { (0..40).map(|n| key(1000 - day, n)).collect() };
         for day in 0..5 {
             add(&set, &store, &keys(day), at(i64::from(day) * DAY_SECS as i64)).await;
@@ -1073,7 +1089,7 @@ mod tests {
     #[tokio::test]
     async fn folds_that_overlap_are_merged_until_few_pages_cover_a_moment() {
         let store = MemoryStore::new();
-        let set = empty(&store, Kind::Events, BOUNDS).await;
+        let set = empty(&store, KeyKind::Events, BOUNDS).await;
         // Each fold spreads over the same day; the quiet ones after it are a page of 300 keys each.
         for fold in 0..30 {
             let keys: Vec<Key> = (0..8192).map(|n| key(n * 10 + fold, fold)).collect();
@@ -1091,7 +1107,7 @@ mod tests {
         assert!(tidy(&set, &store).await > 0);
         {
             let set = set.lock();
-            let pages: Vec<&Page> = set.pages.list.iter().collect();
+            let pages: Vec<&KeyPage> = set.pages.list.iter().collect();
             assert!(set.deep(&pages, BOUNDS.depth).is_none());
             assert!(pages.len() as u64 <= set.pages.keys / 2048 + 4, "{} pages", pages.len());
         }
@@ -1102,7 +1118,7 @@ mod tests {
     #[tokio::test]
     async fn a_million_keys_take_at_most_two_and_a_half_bytes_each() {
         let store = MemoryStore::new();
-        let set = empty(&store, Kind::Events, BOUNDS).await;
+        let set = empty(&store, KeyKind::Events, BOUNDS).await;
         let mut n = 0;
         while n < 1_000_000 {
             let keys: Vec<Key> = (n..n + 5_000).map(|n| key(n / 10 + n % 3600, n)).collect();
@@ -1114,7 +1130,7 @@ mod tests {
         let bytes = set.lock().memory_bytes();
         assert_eq!(keys, 1_000_000);
         assert!(bytes as f64 / keys as f64 <= 2.5, "{bytes} bytes for {keys} keys");
-        let loaded = empty(&store, Kind::Events, BOUNDS).await;
+        let loaded = empty(&store, KeyKind::Events, BOUNDS).await;
         let bytes = loaded.lock().memory_bytes();
         assert!(bytes as f64 / keys as f64 <= 2.5, "{bytes} bytes for {keys} keys after loading");
     }
@@ -1154,7 +1170,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_set_agrees_with_a_map(steps in steps(), events in any::<bool>()) {
-            let kind = if events { Kind::Events } else { Kind::Blobs };
+            let kind = if events { KeyKind::Events } else { KeyKind::Blobs };
             let retention = if events { Retention::EVENTS } else { Retention::BLOBS };
             let store = MemoryStore::new();
             let mut set = run(empty(&store, kind, SMALL));
@@ -1163,7 +1179,7 @@ mod tests {
             let mut expired = false;
             let mut now = 5 * DAY_SECS as i64;
             for step in steps {
-                let resolve = |staged: Staged, commits: bool| {
+                let resolve = |staged: StagedKeys, commits: bool| {
                     if commits { run(commit(&set, &store, staged)) } else { set.lock().aborted(staged.token) }
                     commits
                 };

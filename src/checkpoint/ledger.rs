@@ -19,7 +19,7 @@ use super::heal::{OpenGaps, StoredHeal};
 use super::healed::{HEALED, Healed};
 use super::journal::{Journal, Keeping, ToSend};
 use super::key::Key;
-use super::key_set::{self, KeySet, Kind, Retention, Token};
+use super::key_set::{self, ChangeToken, KeyKind, KeySet, Retention};
 use super::lateness::{Lateness, LatenessBook};
 use super::snapshot::Snapshot;
 use crate::backoff::Backoff;
@@ -27,7 +27,7 @@ use crate::clock::Clock;
 use crate::host::{Entries, Expected, Op, Revision, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
-use crate::receipts::Receipts;
+use crate::receipts::OpenReceipts;
 use crate::receipts::store::ReceiptKeys;
 
 /// Changes waiting for the writer; a sender waits when there are this many.
@@ -62,7 +62,7 @@ pub struct Change {
     /// The state of the gaps that are filled through Microsoft Graph.
     pub heal: Option<Box<StoredHeal>>,
     /// The outcomes of events, committed together with the changes they record.
-    pub receipts: Receipts,
+    pub receipts: OpenReceipts,
     /// The signed checkpoints up to this part are delivered to their sinks.
     pub sent: Option<u64>,
     /// How late the content of a blob that is settled came.
@@ -103,7 +103,7 @@ impl std::fmt::Debug for OnDurable {
 }
 
 /// The state that an earlier run left.
-pub struct Opened {
+pub struct OpenedLedger {
     /// The writer, to be run on a task of its own.
     pub ledger: Ledger,
     /// Where changes go.
@@ -230,7 +230,7 @@ impl Ledger {
         clock: Arc<dyn Clock>,
         settings: &LedgerSettings,
         on_trouble: OnTrouble,
-    ) -> Result<Opened, StateError> {
+    ) -> Result<OpenedLedger, StateError> {
         let keys = Keys::of(&settings.tenant);
         let (stored_owner, owner_revision) = load(&*store, &keys.owner()).await?;
         // Refuses the whole tenant when a newer build wrote it.
@@ -243,10 +243,10 @@ impl Ledger {
             Some(bytes) => format::decode(&keys.tenant(), &bytes)?,
             None => TenantState::default(),
         };
-        let Streams { positions, position_revisions, tracked, aside, blobs } =
-            Streams::of(there, &keys, &settings.content_types).await?;
-        let events = EventIndex::new(KeySet::load(there, &keys.events(), Kind::Events).await?);
-        let healed = Healed::new(EventIndex::new(KeySet::load(there, &keys.healed(), Kind::Events).await?));
+        let StoredStreams { positions, position_revisions, tracked, aside, blobs } =
+            StoredStreams::of(there, &keys, &settings.content_types).await?;
+        let events = EventIndex::new(KeySet::load(there, &keys.events(), KeyKind::Events).await?);
+        let healed = Healed::new(EventIndex::new(KeySet::load(there, &keys.healed(), KeyKind::Events).await?));
 
         let gaps = open_gaps(there, settings, &keys, &positions).await?;
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
@@ -281,7 +281,7 @@ impl Ledger {
         let mut takes_over = vec![ledger.owner_step()];
         takes_over.extend(ledger.journal.as_ref().map(|journal| journal.taken_over()));
         ledger.commit_once(&takes_over, &BTreeMap::new(), false).await?;
-        Ok(Opened {
+        Ok(OpenedLedger {
             ledger,
             handle: LedgerHandle { changes: sender },
             tenant,
@@ -330,7 +330,7 @@ impl Ledger {
         let now = self.clock.now();
         self.seal_receipts().await?;
         let receipts = self.journal.as_mut().and_then(|journal| {
-            let mut receipts = Receipts::default();
+            let mut receipts = OpenReceipts::default();
             group.iter_mut().for_each(|pending| receipts.append(std::mem::take(&mut pending.change.receipts)));
             journal.page(&receipts, now)
         });
@@ -342,7 +342,7 @@ impl Ledger {
             steps.add(&pending.change, &self.keys);
         }
         let mut marks = Vec::new();
-        let mut staged: Vec<(EventIndex, Token)> = Vec::new();
+        let mut staged: Vec<(EventIndex, ChangeToken)> = Vec::new();
         let mut stage = |index: &EventIndex, keys: &[Key]| {
             if !keys.is_empty() {
                 let mut one = index.with_keys(|set| set.stage(keys, now));
@@ -477,7 +477,7 @@ impl Ledger {
     async fn commit_until_taken(
         &mut self,
         ops: Vec<Op>,
-        staged: Vec<(EventIndex, Token)>,
+        staged: Vec<(EventIndex, ChangeToken)>,
         positions: &BTreeMap<ContentType, &Position>,
         with_tenant: bool,
     ) -> Result<(), StateError> {
@@ -613,7 +613,7 @@ async fn load(store: &dyn StateStore, key: &str) -> Result<(Option<Bytes>, Expec
 
 /// The streams' state that an earlier run left.
 #[derive(Default)]
-struct Streams {
+struct StoredStreams {
     positions: BTreeMap<ContentType, Position>,
     position_revisions: BTreeMap<ContentType, Expected>,
     tracked: Vec<BlobRef>,
@@ -621,7 +621,7 @@ struct Streams {
     blobs: BTreeMap<ContentType, EventIndex>,
 }
 
-impl Streams {
+impl StoredStreams {
     async fn of(store: &dyn StateStore, keys: &Keys, content_types: &[ContentType]) -> Result<Self, StateError> {
         let mut streams = Self::default();
         for content_type in content_types {
@@ -646,7 +646,7 @@ impl Streams {
             format::decode::<AsideRecord>(&key, &bytes)?;
             self.aside.extend(format::hash_of(&key).map(|hash| (content_type, hash)));
         }
-        let set = KeySet::load(store, &keys.blobs(content_type), Kind::Blobs).await?;
+        let set = KeySet::load(store, &keys.blobs(content_type), KeyKind::Blobs).await?;
         self.blobs.insert(content_type, EventIndex::new(set));
         Ok(())
     }

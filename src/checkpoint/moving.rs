@@ -13,7 +13,7 @@ use jiff::SignedDuration;
 use parking_lot::Mutex;
 
 use super::format::{self, Keys, Position, TenantState, TrackedBlob};
-use super::key_set::{self, KeySet, Kind};
+use super::key_set::{self, KeyKind, KeySet};
 use crate::host::{Expected, Op, Revision, StateError, StateStore};
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
 use crate::plan;
@@ -41,7 +41,7 @@ pub struct Move {
 
 /// One position that was moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moved {
+pub struct MovedPosition {
     /// The stream.
     pub content_type: ContentType,
     /// The position before; `None` when it never ran.
@@ -50,7 +50,7 @@ pub struct Moved {
     pub after: Timestamp,
 }
 
-impl fmt::Display for Moved {
+impl fmt::Display for MovedPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.content_type)?;
         match self.before {
@@ -123,7 +123,11 @@ impl Actionable for MoveError {
 ///
 /// # Errors
 /// When it may not be done, or the store fails; nothing is changed then.
-pub async fn apply(store: &Arc<dyn StateStore>, wanted: &Move, now: Timestamp) -> Result<Vec<Moved>, MoveError> {
+pub async fn apply(
+    store: &Arc<dyn StateStore>,
+    wanted: &Move,
+    now: Timestamp,
+) -> Result<Vec<MovedPosition>, MoveError> {
     let keys = Keys::of(&wanted.tenant);
     let tenant: Option<(TenantState, _)> = load(&**store, &keys.tenant()).await?;
     let now = by_microsoft(now, tenant.map(|(tenant, _)| tenant));
@@ -157,14 +161,14 @@ pub async fn apply(store: &Arc<dyn StateStore>, wanted: &Move, now: Timestamp) -
         } else {
             goes_back = true;
             back(&mut position, to);
-            let set = KeySet::load(&**store, &keys.blobs(content_type), Kind::Blobs).await?;
+            let set = KeySet::load(&**store, &keys.blobs(content_type), KeyKind::Blobs).await?;
             ops.extend(key_set::forget_from(&Mutex::new(set), &**store, to).await?.ops);
         }
-        moved.push(Moved { content_type, before, after: to });
+        moved.push(MovedPosition { content_type, before, after: to });
         ops.push(Op::Put { key, value: format::encode(&position), expected });
     }
     if goes_back {
-        let set = KeySet::load(&**store, &keys.events(), Kind::Events).await?;
+        let set = KeySet::load(&**store, &keys.events(), KeyKind::Events).await?;
         ops.extend(key_set::forget_from(&Mutex::new(set), &**store, Timestamp::UNIX_EPOCH).await?.ops);
     }
     store.commit(ops).await?;

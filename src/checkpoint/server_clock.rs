@@ -23,24 +23,24 @@ pub const AGREEING_SPAN: Duration = Duration::from_secs(5 * 60);
 #[derive(Debug, Clone)]
 pub struct ServerClock {
     not_before: Option<Timestamp>,
-    believed: Option<Reading>,
+    believed: Option<ClockReading>,
     doubted: Option<Doubt>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Reading {
+struct ClockReading {
     date: Timestamp,
     at: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Doubt {
-    last: Reading,
+    last: ClockReading,
     first_at: Duration,
     answers: u32,
 }
 
-impl Reading {
+impl ClockReading {
     fn at(self, monotonic: Duration) -> Timestamp {
         self.date + monotonic.saturating_sub(self.at)
     }
@@ -60,10 +60,10 @@ impl ServerClock {
 
     /// Records an answer's `Date`, received at `at` (monotonic).
     pub fn observe(&mut self, date: Timestamp, at: Duration) {
-        let reading = Reading { date, at };
+        let reading = ClockReading { date, at };
         let believed = match (self.believed, self.not_before) {
             (Some(believed), _) => believed,
-            (None, Some(earlier)) if date + JUMP < earlier => *self.believed.insert(Reading { date: earlier, at }),
+            (None, Some(earlier)) if date + JUMP < earlier => *self.believed.insert(ClockReading { date: earlier, at }),
             (None, _) => {
                 self.believed = Some(reading);
                 return;

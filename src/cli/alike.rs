@@ -33,17 +33,17 @@ const TARGET: &str = "m365_audit::alike";
 
 /// Counts similar lines. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Alike(Arc<Shared>);
+pub(super) struct Alike(Arc<AlikeState>);
 
-struct Shared {
+struct AlikeState {
     /// Whether there are enough tenants for this.
     on: AtomicBool,
     clock: Arc<dyn Clock>,
-    kinds: Mutex<HashMap<Kind, Said>>,
+    kinds: Mutex<HashMap<LineKind, Said>>,
 }
 
 /// The criterion for similar lines: their call site, and their slug, or without one their text.
-type Kind = (Identifier, String);
+type LineKind = (Identifier, String);
 
 /// The lines of one kind.
 struct Said {
@@ -69,7 +69,7 @@ struct Summary {
 impl Alike {
     /// Off until there are many tenants.
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self(Arc::new(Shared { on: AtomicBool::new(false), clock, kinds: Mutex::default() }))
+        Self(Arc::new(AlikeState { on: AtomicBool::new(false), clock, kinds: Mutex::default() }))
     }
 
     /// Sets the number of tenants.
@@ -78,7 +78,7 @@ impl Alike {
     }
 
     /// Whether a line is to be written; else it is counted.
-    fn note(&self, kind: Kind, level: Level, words: Words, now: Duration) -> bool {
+    fn note(&self, kind: LineKind, level: Level, words: LineText, now: Duration) -> bool {
         let mut kinds = self.0.kinds.lock();
         let Some(said) = kinds.get_mut(&kind) else {
             if kinds.len() < KINDS_MAX {
@@ -145,7 +145,7 @@ impl<S: Subscriber> Layer<S> for Alike {
         if !self.0.on.load(Ordering::Relaxed) || metadata.target() == TARGET || *metadata.level() > Level::INFO {
             return true;
         }
-        let mut words = Words::default();
+        let mut words = LineText::default();
         event.record(&mut words);
         // A line without a tenant is not repeated by others.
         if words.tenant.is_empty() {
@@ -158,13 +158,13 @@ impl<S: Subscriber> Layer<S> for Alike {
 
 /// A line's message, and its tenant: the source's name if there is one.
 #[derive(Default)]
-struct Words {
+struct LineText {
     message: String,
     tenant: String,
     is_named: bool,
 }
 
-impl Visit for Words {
+impl Visit for LineText {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         match field.name() {
             "message" => {
@@ -194,7 +194,7 @@ mod tests {
 
     impl<S: Subscriber> Layer<S> for Passed {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            let mut words = Words::default();
+            let mut words = LineText::default();
             event.record(&mut words);
             self.0.lock().push(words.message);
         }

@@ -12,13 +12,13 @@ use indicatif::ProgressBar;
 
 use super::exit::Exit;
 use super::moment::{span, time};
-use super::work::{self, Alone, Heard, bar, meant, tenant, whole_second};
+use super::work::{self, Alone, WorkNews, bar, meant, tenant, whole_second};
 use super::{Failure, loaded, requests};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::hosts::embedded::control::{Say, What};
 use crate::model::{ContentType, TenantId, Timestamp};
-use crate::source::backfill::{Ask, Ended, Snapshot};
+use crate::source::backfill::{BackfillAsk, BackfillNumbers, BackfillResult};
 
 /// The displayed speed is averaged over this time.
 const SPEED_OVER: Duration = Duration::from_secs(60);
@@ -64,9 +64,9 @@ pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Resul
     let config = loaded::load(&args.config).await?;
     let sources = meant(&config, args.source.as_deref(), args.tenant.as_ref())?;
     let ask = match (args.from, args.resume, args.discard) {
-        (_, true, _) => Ask::Resume,
-        (_, _, true) => Ask::Discard,
-        (Some(from), ..) => Ask::Range {
+        (_, true, _) => BackfillAsk::Resume,
+        (_, _, true) => BackfillAsk::Discard,
+        (Some(from), ..) => BackfillAsk::Range {
             from: whole_second(from),
             to: args.to.map(whole_second),
             content_types: args.content_type.iter().map(|t| t.as_str().to_owned()).collect(),
@@ -78,7 +78,7 @@ pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Resul
     let mut worst = Exit::Done;
     for source in sources {
         let ended = one(&config, &source, ask.clone()).await?;
-        worst = worst.max(tell(&source, &ask, &ended, out).map_err(Failure::io)?);
+        worst = worst.max(print_end(&source, &ask, &ended, out).map_err(Failure::io)?);
         if ended.interrupted {
             break;
         }
@@ -87,23 +87,23 @@ pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Resul
 }
 
 /// Inside the running process, or alone.
-async fn one(config: &Config, source: &str, ask: Ask) -> Result<Ended, Failure> {
-    let mut show = Show::new(source, SystemClock::new());
+async fn one(config: &Config, source: &str, ask: BackfillAsk) -> Result<BackfillResult, Failure> {
+    let mut show = BackfillBar::new(source, SystemClock::new());
     let ended = match requests::client(config, source).await? {
         Some(client) => {
             let question = What::Backfill { source: source.to_owned(), ask };
             work::inside(client, question, STOPPED, |said| match said {
                 Say::Progress(now) => {
                     show.draw(&now);
-                    Heard::Meanwhile
+                    WorkNews::Meanwhile
                 }
-                Say::Ended(ended) => Heard::Ended(ended),
-                other => Heard::Other(other),
+                Say::Ended(ended) => WorkNews::Ended(ended),
+                other => WorkNews::Other(other),
             })
             .await?
         }
         None => {
-            let delivers = ask != Ask::Discard;
+            let delivers = ask != BackfillAsk::Discard;
             let alone = Alone { config, name: source, ask, delivers, stopped: STOPPED };
             work::alone(alone, |audit, host, asked| audit.backfill(host, asked), |now| show.draw(&now.snapshot()))
                 .await?
@@ -114,12 +114,12 @@ async fn one(config: &Config, source: &str, ask: Ask) -> Result<Ended, Failure> 
 }
 
 /// Prints how it ended.
-fn tell(source: &str, ask: &Ask, ended: &Ended, out: &mut dyn Write) -> std::io::Result<Exit> {
-    if *ask == Ask::Discard {
+fn print_end(source: &str, ask: &BackfillAsk, ended: &BackfillResult, out: &mut dyn Write) -> std::io::Result<Exit> {
+    if *ask == BackfillAsk::Discard {
         writeln!(out, "{source}: the back-fill was given up")?;
         return Ok(Exit::Done);
     }
-    let Snapshot { blobs, events, duplicates, bytes, requests, .. } = ended.progress;
+    let BackfillNumbers { blobs, events, duplicates, bytes, requests, .. } = ended.progress;
     writeln!(
         out,
         "{source}: {blobs} blobs, {events} events delivered, {duplicates} left out as delivered before, {:.1} MB, {requests} requests",
@@ -146,22 +146,22 @@ fn tell(source: &str, ask: &Ask, ended: &Ended, out: &mut dyn Write) -> std::io:
 }
 
 /// A progress bar on a terminal only, with the quota and a rate over the last minute.
-struct Show {
+struct BackfillBar {
     bar: Option<ProgressBar>,
     clock: Arc<dyn Clock>,
     begun: Duration,
     first: Option<u64>,
-    seen: VecDeque<(Duration, Snapshot)>,
+    seen: VecDeque<(Duration, BackfillNumbers)>,
 }
 
-impl Show {
+impl BackfillBar {
     fn new(source: &str, clock: Arc<dyn Clock>) -> Self {
         let bar = bar(source, "{msg}");
         let begun = clock.monotonic();
         Self { bar, clock, begun, first: None, seen: VecDeque::new() }
     }
 
-    fn draw(&mut self, now: &Snapshot) {
+    fn draw(&mut self, now: &BackfillNumbers) {
         let Some(bar) = &self.bar else { return };
         let at = self.clock.monotonic();
         while self.seen.front().is_some_and(|(seen, _)| *seen + SPEED_OVER < at) {
@@ -175,7 +175,7 @@ impl Show {
         bar.set_message(text);
     }
 
-    fn end(&mut self, last: &Snapshot) {
+    fn end(&mut self, last: &BackfillNumbers) {
         self.draw(last);
         if let Some(bar) = &self.bar {
             bar.abandon();
@@ -185,15 +185,15 @@ impl Show {
 
 /// The numbers of a back-fill in words.
 fn words(
-    now: &Snapshot,
-    earlier: Option<&(Duration, Snapshot)>,
+    now: &BackfillNumbers,
+    earlier: Option<&(Duration, BackfillNumbers)>,
     at: Duration,
     begun: Duration,
     read_secs_at_begin: u64,
 ) -> String {
-    let (since, then) = earlier.map_or((begun, Snapshot::default()), |(since, then)| (*since, then.clone()));
+    let (since, then) = earlier.map_or((begun, BackfillNumbers::default()), |(since, then)| (*since, then.clone()));
     // The first sample has no earlier one, so it counts from the beginning.
-    let (since, then) = if since == at { (begun, Snapshot::default()) } else { (since, then) };
+    let (since, then) = if since == at { (begun, BackfillNumbers::default()) } else { (since, then) };
     let seconds = at.saturating_sub(since).as_secs_f64().max(0.001);
     let megabytes = now.bytes.saturating_sub(then.bytes) as f64 / 1e6 / seconds;
     // The first requests are sent in a burst, which is not a rate.
@@ -217,8 +217,13 @@ mod tests {
 
     #[test]
     fn the_progress_says_blobs_events_speed_time_left_and_quota() {
-        let begin = Snapshot { span_secs: 1000, read_secs: 0, requests_per_minute_max: 1000, ..Snapshot::default() };
-        let now = Snapshot {
+        let begin = BackfillNumbers {
+            span_secs: 1000,
+            read_secs: 0,
+            requests_per_minute_max: 1000,
+            ..BackfillNumbers::default()
+        };
+        let now = BackfillNumbers {
             found: 60,
             blobs: 50,
             events: 5000,

@@ -5,20 +5,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::reading::Ended;
+use super::reading::BadStretch;
 use crate::clock::Clock;
 use crate::exports::outer::Outer;
 use crate::exports::pipeline::{BadItem, ReadEvent};
-use crate::exports::place::Place;
+use crate::exports::place::InputPlace;
 use crate::exports::table::Table;
-use crate::normalise::scraps::{Fate, Scraps};
+use crate::normalise::scraps::{ScrapFate, Scraps};
 use crate::normalise::{BadBody, BadBytes, FoundIn, Normaliser, Origin, Withheld};
 
 /// Bytes of bad input in one record; base64 lengthens it to four thirds.
 pub(super) const PIECE_BYTES_MAX: usize = 256 * 1024;
 
 /// Where records go.
-type Take<'t> = &'t mut dyn FnMut(&[u8]) -> io::Result<()>;
+type RecordSink<'t> = &'t mut dyn FnMut(&[u8]) -> io::Result<()>;
 
 /// Makes records of bytes that are not an event, in their order.
 pub(super) struct BadRecords<'a> {
@@ -44,7 +44,7 @@ const LAST_MAX: usize = 8;
 
 /// Bytes that are not an event, as far as they were read.
 struct Bad {
-    place: Place,
+    place: InputPlace,
     /// How many are already in records.
     written: u64,
     /// The bytes that are not in records yet.
@@ -108,12 +108,12 @@ impl<'a> BadRecords<'a> {
         if read.is_whole {
             self.last.clear();
         } else if self.last.len() == LAST_MAX {
-            self.tell_of_last();
+            self.inspect_last();
         }
         self.last.push(read.bytes.clone());
     }
 
-    fn tell_of_last(&mut self) {
+    fn inspect_last(&mut self) {
         for event in self.last.drain(..) {
             self.scraps.follows(&event);
         }
@@ -128,12 +128,12 @@ impl<'a> BadRecords<'a> {
     }
 
     /// Adds bytes that are not an event. An earlier stretch that ends elsewhere must be ended before.
-    pub(super) fn push(&mut self, item: &BadItem, take: Take<'_>) -> io::Result<()> {
+    pub(super) fn push(&mut self, item: &BadItem, take: RecordSink<'_>) -> io::Result<()> {
         if item.bytes.is_empty() {
             return Ok(());
         }
         self.enter(&item.place.file);
-        self.tell_of_last();
+        self.inspect_last();
         let is_masked = self.names_masked(item.table.as_ref());
         let bad = self.bad.get_or_insert_with(|| Bad {
             place: item.place.clone(),
@@ -163,24 +163,24 @@ impl<'a> BadRecords<'a> {
     }
 
     /// Writes the collected bad bytes, in pieces, while there are at least `at_least`.
-    fn write(&mut self, at_least: usize, take: Take<'_>) -> io::Result<()> {
+    fn write(&mut self, at_least: usize, take: RecordSink<'_>) -> io::Result<()> {
         let Some(mut bad) = self.bad.take() else { return Ok(()) };
         let mut rest = bad.bytes.as_slice();
         while !rest.is_empty() && rest.len() >= at_least {
             let (piece, after) = rest.split_at(rest.len().min(PIECE_BYTES_MAX));
             let offset = bad.place.offset + bad.written;
             let mut fate = self.scraps.judge(piece, offset);
-            if bad.is_masked && !matches!(fate, Fate::Withheld(_)) {
-                fate = Fate::Withheld(sha256(piece));
+            if bad.is_masked && !matches!(fate, ScrapFate::Withheld(_)) {
+                fate = ScrapFate::Withheld(sha256(piece));
             }
             let body = match &fate {
-                Fate::Withheld(sha256) => {
+                ScrapFate::Withheld(sha256) => {
                     let bytes = piece.len() as u64;
                     BadBody::Withheld { bytes, sha256, why: Withheld::MaskedHere, stretches: None }
                 }
-                Fate::Shown | Fate::Counted => BadBody::Shown(piece),
+                ScrapFate::Shown | ScrapFate::Counted => BadBody::Shown(piece),
             };
-            let withheld = matches!(fate, Fate::Withheld(_));
+            let withheld = matches!(fate, ScrapFate::Withheld(_));
             let may_be_masked = self.masks_members || bad.is_masked || bad.may_have_slipped;
             let outer = (!withheld || !may_be_masked).then_some(&bad.outer);
             let bytes = BadBytes {
@@ -205,9 +205,9 @@ impl<'a> BadRecords<'a> {
     }
 
     /// Ends the stretch of bad bytes: returns its summary, if there was one.
-    pub(super) fn end(&mut self, take: Take<'_>) -> io::Result<Option<Ended>> {
+    pub(super) fn end(&mut self, take: RecordSink<'_>) -> io::Result<Option<BadStretch>> {
         self.write(1, take)?;
-        Ok(self.bad.take().map(|bad| Ended {
+        Ok(self.bad.take().map(|bad| BadStretch {
             place: bad.place.to_string(),
             bytes: bad.written,
             why: bad.why,
@@ -228,7 +228,7 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     hash
 }
 
-fn found_in<'a>(place: &'a Place, outer: Option<&'a Outer>) -> FoundIn<'a> {
+fn found_in<'a>(place: &'a InputPlace, outer: Option<&'a Outer>) -> FoundIn<'a> {
     FoundIn {
         file: Some(&place.file),
         line: Some(place.line),

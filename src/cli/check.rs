@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::exit::Exit;
-use super::glance::{self, Row, Screen, State, Which, text_of};
+use super::glance::{self, RowState, Screen, TenantFilter, TenantRow, text_of};
 use super::{Failure, estimate, loaded, opened};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
@@ -49,18 +49,18 @@ pub struct CheckArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    which: Which,
+    which: TenantFilter,
 }
 
 /// The result for one source, or for this machine.
-struct Report {
+struct CheckReport {
     /// The source's name; `None` for a result that concerns all.
     source: Option<String>,
     tenant: Option<String>,
     steps: Vec<CheckStep>,
 }
 
-impl Report {
+impl CheckReport {
     fn faults(&self) -> impl Iterator<Item = (&CheckStep, &CheckFault)> {
         self.steps.iter().filter_map(|step| Some((step, step.result.as_ref().err()?)))
     }
@@ -75,7 +75,7 @@ impl Report {
 /// # Errors
 /// As [`check_all`].
 pub async fn check_file(config: &Path, out: &mut dyn Write) -> Result<Exit, Failure> {
-    let which = Which::default();
+    let which = TenantFilter::default();
     let config = config.to_owned();
     let args = CheckArgs { config, probe: false, estimate: false, requests: REQUESTS_DEFAULT, json: false, which };
     check_all(args, out).await
@@ -107,7 +107,7 @@ pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Fai
         return estimate::estimates(&config, args.requests, args.json, out).await;
     }
     // The JSON has everything, so every source is tested.
-    let which = if args.json { Which::default() } else { args.which };
+    let which = if args.json { TenantFilter::default() } else { args.which };
     which.known(config.sources.keys().map(String::as_str))?;
     let store: Option<Arc<dyn StateStore>> = match args.probe {
         true => Some(opened::alone(&config)?),
@@ -124,20 +124,20 @@ pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Fai
         async move {
             let tenant = Some(source.tenant_id.to_string());
             let audit = M365Audit::new(name.as_str(), source, SystemClock::new());
-            Report { source: Some(name), tenant, steps: check::check(&audit, store).await }
+            CheckReport { source: Some(name), tenant, steps: check::check(&audit, store).await }
         }
     });
-    let mut reports: Vec<Report> = futures_util::stream::iter(sources).buffered(AT_ONCE).collect().await;
-    reports.insert(0, Report { source: None, tenant: None, steps: vec![state_directory(&config)] });
+    let mut reports: Vec<CheckReport> = futures_util::stream::iter(sources).buffered(AT_ONCE).collect().await;
+    reports.insert(0, CheckReport { source: None, tenant: None, steps: vec![state_directory(&config)] });
 
-    let faults = reports.iter().flat_map(Report::faults);
+    let faults = reports.iter().flat_map(CheckReport::faults);
     let worst = faults.map(|(_, fault)| Exit::from(fault.kind)).max().unwrap_or(Exit::Done);
     let names = reports.iter().filter_map(|report| report.source.as_deref());
     if args.json {
         write_json(&reports, worst, out).map_err(Failure::io)?;
     } else if which.one_line(names) {
         let live = glance::live(&config).await;
-        let row = |report: &Report| row(report).with_live(live.get(report.name()), SystemClock::new().now());
+        let row = |report: &CheckReport| row(report).with_live(live.get(report.name()), SystemClock::new().now());
         let rows = reports.iter().filter(|report| report.source.is_some()).map(row).collect();
         let lines = glance::lines(rows, &which, Screen::of_stdout());
         write_lines(&reports, &lines.iter().map(text_of).collect::<Vec<_>>(), out).map_err(Failure::io)?;
@@ -149,7 +149,7 @@ pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Fai
 }
 
 /// The line of a source.
-fn row(report: &Report) -> Row {
+fn row(report: &CheckReport) -> TenantRow {
     let is_failure = |fault: &CheckFault| fault.kind != FaultKind::Notice;
     let mut faults: Vec<&CheckFault> = report.faults().map(|(_, fault)| fault).collect();
     faults.sort_by_key(|fault| !is_failure(fault));
@@ -157,16 +157,16 @@ fn row(report: &Report) -> Row {
     faults.retain(|fault| slugs.insert(&*fault.slug));
     let is_well = !faults.iter().any(|fault| is_failure(fault));
     let state = match (is_well, faults.is_empty()) {
-        (false, _) => State { word: "FAIL", rank: 0 },
-        (true, false) => State { word: "note", rank: 1 },
-        (true, true) => State { word: "ok", rank: 2 },
+        (false, _) => RowState { word: "FAIL", rank: 0 },
+        (true, false) => RowState { word: "note", rank: 1 },
+        (true, true) => RowState { word: "ok", rank: 2 },
     };
     let wrong = faults.iter().map(|fault| format!("{}: {}", fault.slug, fault.summary)).collect::<Vec<_>>().join("; ");
-    Row { is_well, wrong, ..Row::of(report.name(), state) }
+    TenantRow { is_well, wrong, ..TenantRow::of(report.name(), state) }
 }
 
 /// One line for each tenant, then the remedy of each cause once.
-fn write_lines(reports: &[Report], lines: &[String], out: &mut dyn Write) -> io::Result<()> {
+fn write_lines(reports: &[CheckReport], lines: &[String], out: &mut dyn Write) -> io::Result<()> {
     for line in lines {
         writeln!(out, "{line}")?;
     }
@@ -206,19 +206,19 @@ fn state_directory(config: &Config) -> CheckStep {
 }
 
 /// First every fault, failures before notices, three lines each; then the steps.
-fn write_text(reports: &[Report], out: &mut dyn Write) -> io::Result<()> {
+fn write_text(reports: &[CheckReport], out: &mut dyn Write) -> io::Result<()> {
     let mut healthy = true;
     for failures in [true, false] {
         for report in reports {
-            let mut told: Vec<&str> = Vec::new();
+            let mut listed_slugs: Vec<&str> = Vec::new();
             for (step, fault) in report.faults().filter(|(_, fault)| (fault.kind != FaultKind::Notice) == failures) {
                 // A cause at several steps counts once; the steps are named below.
                 let same: Vec<&str> =
                     report.faults().filter(|(_, f)| f.slug == fault.slug).map(|(step, _)| &*step.what).collect();
-                if told.contains(&&*fault.slug) {
+                if listed_slugs.contains(&&*fault.slug) {
                     continue;
                 }
-                told.push(&fault.slug);
+                listed_slugs.push(&fault.slug);
                 healthy = false;
                 let mark = if failures { "FAIL" } else { "note" };
                 let at = if same.len() > 1 { same.join(", ") } else { step.what.clone() };
@@ -252,7 +252,7 @@ fn write_text(reports: &[Report], out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-fn write_json(reports: &[Report], worst: Exit, out: &mut dyn Write) -> io::Result<()> {
+fn write_json(reports: &[CheckReport], worst: Exit, out: &mut dyn Write) -> io::Result<()> {
     let step = |step: &CheckStep| match &step.result {
         Ok(found) => json!({"step": step.what, "status": "ok", "found": found}),
         Err(fault) => json!({
@@ -261,7 +261,7 @@ fn write_json(reports: &[Report], worst: Exit, out: &mut dyn Write) -> io::Resul
             "page": error_page(&fault.slug),
         }),
     };
-    let steps = |report: &Report| report.steps.iter().map(step).collect::<Vec<Value>>();
+    let steps = |report: &CheckReport| report.steps.iter().map(step).collect::<Vec<Value>>();
     let machine: Vec<Value> = reports.iter().filter(|report| report.source.is_none()).flat_map(steps).collect();
     let sources = reports.iter().filter_map(|report| {
         let source = report.source.as_ref()?;

@@ -13,9 +13,9 @@ use crate::checkpoint::format::{self, Position};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{ClusterConfig, Config};
 use crate::hosts::embedded::receipts_key;
-use crate::hosts::postgres::Standing;
-use crate::hosts::postgres::members::Listed;
-use crate::hosts::postgres::schema::{Made, PARTITIONS_MAX, SCHEMA};
+use crate::hosts::postgres::TenantPlace;
+use crate::hosts::postgres::members::MemberRow;
+use crate::hosts::postgres::schema::{PARTITIONS_MAX, SCHEMA, TablesMade};
 use crate::model::Timestamp;
 
 /// Arguments of `cluster`.
@@ -77,8 +77,8 @@ async fn init(config: &Config, partitions: u32, out: &mut (dyn Write + Send)) ->
     let store = opened::connected(cluster_of(config)?)?;
     let made = store.make_tables(partitions).await.map_err(Failure::of_cluster)?;
     let what = match made {
-        Made::New => "made",
-        Made::Known => "already there",
+        TablesMade::New => "made",
+        TablesMade::Known => "already there",
     };
     writeln!(out, "{}: tables of version {SCHEMA} {what}", store.shown()).map_err(Failure::io)?;
     if config.receipts.days > 0 {
@@ -93,9 +93,9 @@ async fn init(config: &Config, partitions: u32, out: &mut (dyn Write + Send)) ->
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct ClusterView {
     members: Vec<MemberShown>,
-    tenants: Vec<TenantShown>,
+    tenants: Vec<TenantView>,
 }
 
 #[derive(Serialize)]
@@ -111,7 +111,7 @@ struct MemberShown {
 }
 
 #[derive(Serialize)]
-struct TenantShown {
+struct TenantView {
     tenant: String,
     sources: Vec<String>,
     member: Option<String>,
@@ -131,13 +131,13 @@ async fn status(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Re
     for (name, source) in &config.sources {
         names.entry(source.tenant_id.to_string()).or_default().push(name.clone());
     }
-    let mut tenants: Vec<TenantShown> = Vec::new();
+    let mut tenants: Vec<TenantView> = Vec::new();
     for standing in standings {
         let sources = names.remove(&standing.tenant).unwrap_or_default();
         tenants.push(tenant_shown(standing, sources, now));
     }
     // Those that nobody has begun yet.
-    tenants.extend(names.into_iter().map(|(tenant, sources)| TenantShown {
+    tenants.extend(names.into_iter().map(|(tenant, sources)| TenantView {
         tenant,
         sources,
         member: None,
@@ -148,7 +148,7 @@ async fn status(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Re
     // Trouble first: without a member, then by how far behind.
     tenants.sort_by_key(|tenant| (tenant.member.is_some(), tenant.lag_secs.map_or(i64::MIN, |lag| -lag)));
     let without = tenants.iter().filter(|tenant| tenant.member.is_none() && !tenant.sources.is_empty()).count();
-    let shown = Shown { members: members.into_iter().map(member_shown).collect(), tenants };
+    let shown = ClusterView { members: members.into_iter().map(member_shown).collect(), tenants };
     if json {
         let text = serde_json::to_string_pretty(&shown).map_err(Failure::internal)?;
         writeln!(out, "{text}").map_err(Failure::io)?;
@@ -158,7 +158,7 @@ async fn status(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Re
     Ok(if without == 0 { Exit::Done } else { Exit::Left })
 }
 
-fn member_shown(listed: Listed) -> MemberShown {
+fn member_shown(listed: MemberRow) -> MemberShown {
     MemberShown {
         member: listed.id,
         alive: listed.expires_in_secs > 0,
@@ -170,13 +170,13 @@ fn member_shown(listed: Listed) -> MemberShown {
     }
 }
 
-fn tenant_shown(standing: Standing, sources: Vec<String>, now: Timestamp) -> TenantShown {
+fn tenant_shown(standing: TenantPlace, sources: Vec<String>, now: Timestamp) -> TenantView {
     let position = |(key, value): &(String, bytes::Bytes)| {
         let position: Position = format::decode(key, value).ok()?;
         Some(position.complete_until.unwrap_or(position.origin))
     };
     let complete_until = standing.positions.iter().filter_map(position).min();
-    TenantShown {
+    TenantView {
         tenant: standing.tenant,
         sources,
         member: standing.member,
@@ -186,7 +186,7 @@ fn tenant_shown(standing: Standing, sources: Vec<String>, now: Timestamp) -> Ten
     }
 }
 
-fn write_text(shown: &Shown, without: usize, out: &mut (dyn Write + Send)) -> std::io::Result<()> {
+fn write_text(shown: &ClusterView, without: usize, out: &mut (dyn Write + Send)) -> std::io::Result<()> {
     let alive = shown.members.iter().filter(|member| member.alive).count();
     writeln!(out, "{alive} members, {} tenants, {without} without a member", shown.tenants.len())?;
     let width = shown.members.iter().map(|member| member.member.len()).max().unwrap_or(0).max(6);

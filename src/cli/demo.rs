@@ -28,8 +28,8 @@ use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore};
 use crate::hosts::embedded::memory::MemoryStore;
 use crate::model::{TenantId, counted};
 use crate::receipts::note::Signer;
-use crate::reconcile::class::Class;
-use crate::reconcile::compare::{Request, compare};
+use crate::reconcile::class::RowClass;
+use crate::reconcile::compare::{CompareRequest, compare};
 use crate::severity::Severity;
 use crate::sim::{Delivered, ExportFile, ExportForm, ExportSpec, GenerateSpec, Sim, SimConfig};
 use crate::source::{M365Audit, Source};
@@ -77,7 +77,7 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     };
     sim.generate(&tenant, spec);
 
-    let show = Arc::new(Show::new(!args.fast));
+    let show = Arc::new(DemoOutput::new(!args.fast));
     show.line(&format!(
         "simulated tenant {tenant} at {} ({}, no account, no network)",
         sim.url(),
@@ -138,7 +138,7 @@ fn config_for(sim: &Sim, client_id: &str, client_secret: &str) -> Result<SourceC
 }
 
 /// The result of a comparison with the tenant's own audit search.
-struct Proof {
+struct SearchComparison {
     rows: u64,
     missing: u64,
     /// The verdict, as `reconcile --json` prints it.
@@ -151,7 +151,7 @@ async fn prove(
     tenant: &TenantId,
     config: SourceConfig,
     state: Arc<dyn StateStore>,
-) -> Result<Proof, Failure> {
+) -> Result<SearchComparison, Failure> {
     let files = sim.export(tenant, &ExportSpec::new(ExportForm::PurviewCsv));
     let dropping = super::reconcile::dropping(&config)?;
     let receipts = super::reconcile::receipts_of(Some(&state), &config);
@@ -159,7 +159,7 @@ async fn prove(
     let work = move || {
         let stream = |file: &ExportFile| Input::Stream(file.name.clone(), Box::new(Cursor::new(file.bytes.clone())));
         let export = || Ok(files.iter().map(stream).collect());
-        let request = Request {
+        let request = CompareRequest {
             source: "demo".into(),
             tenant: config.tenant_id.clone(),
             content_types: config.content_types.clone(),
@@ -179,7 +179,7 @@ async fn prove(
     let mut verdict = compared.map_err(Failure::internal)?;
     let mut json = Vec::new();
     verdict.write_json(&mut json).map_err(Failure::io)?;
-    Ok(Proof { rows: verdict.rows, missing: verdict.classes.of(Class::Missing), json })
+    Ok(SearchComparison { rows: verdict.rows, missing: verdict.classes.of(RowClass::Missing), json })
 }
 
 /// How many of the events that were not delivered are routine reads, which the source drops by rule.
@@ -203,7 +203,7 @@ fn routine_dropped(missing: &[String], truth: &crate::sim::Truth) -> u64 {
 }
 
 /// Prints the requests to the tenant as they are made.
-async fn watch(sim: Sim, show: Arc<Show>) {
+async fn watch(sim: Sim, show: Arc<DemoOutput>) {
     let mut seen = 0;
     loop {
         let requests = sim.requests();
@@ -217,7 +217,7 @@ async fn watch(sim: Sim, show: Arc<Show>) {
 
 struct DemoHost {
     state: Arc<MemoryStore>,
-    show: Arc<Show>,
+    show: Arc<DemoOutput>,
     clock: Arc<dyn Clock>,
 }
 
@@ -245,15 +245,15 @@ impl Host for DemoHost {
 }
 
 /// The output of the demonstration.
-struct Show {
+struct DemoOutput {
     slow: bool,
     terminal: bool,
-    tally: Mutex<Tally>,
+    tally: Mutex<DemoCounts>,
     delivered: Mutex<Vec<Delivered>>,
 }
 
 #[derive(Default)]
-struct Tally {
+struct DemoCounts {
     severities: BTreeMap<Severity, u64>,
     categories: BTreeMap<String, u64>,
     requests: u64,
@@ -261,7 +261,7 @@ struct Tally {
 }
 
 #[derive(Deserialize)]
-struct Line<'a> {
+struct NativeRecord<'a> {
     #[serde(default)]
     timestamp: String,
     #[serde(default)]
@@ -276,7 +276,7 @@ struct Line<'a> {
     raw: Option<&'a serde_json::value::RawValue>,
 }
 
-impl Show {
+impl DemoOutput {
     fn new(slow: bool) -> Self {
         let terminal = std::io::stdout().is_terminal();
         Self { slow, terminal, tally: Mutex::default(), delivered: Mutex::default() }
@@ -305,7 +305,7 @@ impl Show {
     }
 
     fn record(&self, json: &[u8], severity: Severity) {
-        let Ok(line) = serde_json::from_slice::<Line<'_>>(json) else { return };
+        let Ok(line) = serde_json::from_slice::<NativeRecord<'_>>(json) else { return };
         {
             let mut tally = self.tally();
             *tally.severities.entry(severity).or_default() += 1;
@@ -315,7 +315,7 @@ impl Show {
             let delivered = Delivered { raw: raw.get().as_bytes().to_vec(), id: None, tenant: None, timestamp: None };
             self.delivered.lock().push(delivered);
         }
-        let event = event_line::Event {
+        let event = event_line::EventParts {
             time: &line.timestamp,
             severity: severity.as_str(),
             category: &line.category,
@@ -360,7 +360,12 @@ impl Show {
         self.clear_progress();
     }
 
-    fn summary(&self, (events, dropped, duplicates, lost): (u64, u64, u64, u64), sim: &Sim, proof: Option<&Proof>) {
+    fn summary(
+        &self,
+        (events, dropped, duplicates, lost): (u64, u64, u64, u64),
+        sim: &Sim,
+        proof: Option<&SearchComparison>,
+    ) {
         let requests: u64 = sim.counters().requests.values().sum();
         let list = |entries: Vec<(String, u64)>| {
             entries.into_iter().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>().join(", ")
@@ -378,7 +383,7 @@ impl Show {
         self.line(&format!("duplicates  {duplicates} removed"));
         self.line(&format!("requests    {requests}"));
         let style = |count| style_of(if count == 0 { Severity::Info } else { Severity::Critical });
-        if let Some(Proof { rows, missing, .. }) = proof {
+        if let Some(SearchComparison { rows, missing, .. }) = proof {
             let style = style(*missing);
             self.line(&format!(
                 "missing     {style}{missing}{style:#} of {rows} rows of the tenant's own audit search"
@@ -388,7 +393,7 @@ impl Show {
         self.line(&format!("lost        {style}{lost}{style:#} against the simulated tenant's own record"));
     }
 
-    fn tally(&self) -> parking_lot::MutexGuard<'_, Tally> {
+    fn tally(&self) -> parking_lot::MutexGuard<'_, DemoCounts> {
         self.tally.lock()
     }
 }

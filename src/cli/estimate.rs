@@ -19,7 +19,7 @@ use crate::source::{M365Audit, SourceError};
 const AT_ONCE: usize = 8;
 
 /// The result for one source.
-struct Found {
+struct SourceEstimate {
     name: String,
     tenant: String,
     format: Format,
@@ -41,10 +41,10 @@ pub async fn estimates(
         async move {
             let (tenant, format) = (source.tenant_id.to_string(), source.format);
             let audit = M365Audit::new(name.as_str(), source, SystemClock::new());
-            Found { name, tenant, format, result: estimate(&audit, requests_max).await }
+            SourceEstimate { name, tenant, format, result: estimate(&audit, requests_max).await }
         }
     });
-    let all: Vec<Found> = futures_util::stream::iter(sources).buffered(AT_ONCE).collect().await;
+    let all: Vec<SourceEstimate> = futures_util::stream::iter(sources).buffered(AT_ONCE).collect().await;
     let faults = all.iter().filter_map(|found| found.result.as_ref().err());
     let worst = faults.map(Exit::from).max();
     let is_part =
@@ -61,8 +61,8 @@ fn name_of(format: Format) -> String {
 /// The severities, the most severe first.
 const SEVERITIES: [Severity; 5] = [Severity::Critical, Severity::High, Severity::Medium, Severity::Low, Severity::Info];
 
-fn write_text(all: &[Found], out: &mut dyn Write) -> io::Result<()> {
-    for (number, Found { name, tenant, format, result }) in all.iter().enumerate() {
+fn write_text(all: &[SourceEstimate], out: &mut dyn Write) -> io::Result<()> {
+    for (number, SourceEstimate { name, tenant, format, result }) in all.iter().enumerate() {
         if number > 0 {
             writeln!(out)?;
         }
@@ -184,12 +184,12 @@ fn bytes(number: f64) -> String {
     if divisor == 1.0 { format!("{number:.0} {unit}") } else { format!("{:.1} {unit}", number / divisor) }
 }
 
-fn write_json(all: &[Found], worst: Exit, out: &mut dyn Write) -> io::Result<()> {
+fn write_json(all: &[SourceEstimate], worst: Exit, out: &mut dyn Write) -> io::Result<()> {
     let sources: Vec<Value> = all.iter().map(source_json).collect();
     writeln!(out, "{:#}", json!({"exit": worst as u8, "estimates": sources}))
 }
 
-fn source_json(Found { name, tenant, format, result }: &Found) -> Value {
+fn source_json(SourceEstimate { name, tenant, format, result }: &SourceEstimate) -> Value {
     match result {
         Ok(estimate) => {
             let types: serde_json::Map<String, Value> =

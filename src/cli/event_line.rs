@@ -13,7 +13,7 @@ const COLUMNS_FOR_THE_TITLE: usize = 24;
 
 /// The parts of a line.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Event<'a> {
+pub(super) struct EventParts<'a> {
     pub time: &'a str,
     pub severity: &'a str,
     pub category: &'a str,
@@ -22,7 +22,7 @@ pub(super) struct Event<'a> {
     pub address: Option<&'a str>,
 }
 
-impl Event<'_> {
+impl EventParts<'_> {
     /// The line, its severity in `style`; at most `columns` wide, or uncut if that is `None`.
     pub fn styled(&self, style: Style, columns: Option<usize>) -> String {
         let mut left = columns.unwrap_or(usize::MAX);
@@ -107,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    const EVENT: Event<'static> = Event {
+    const EVENT: EventParts<'static> = EventParts {
         time: "2026-05-03T09:59:58.123Z",
         severity: "critical",
         category: "configuration",
@@ -117,7 +117,7 @@ mod tests {
     };
 
     /// The line without its colours.
-    fn line(event: &Event<'_>, columns: Option<usize>) -> String {
+    fn line(event: &EventParts<'_>, columns: Option<usize>) -> String {
         anstream::adapter::strip_str(&event.styled(AnsiColor::Red.on_default(), columns)).to_string()
     }
 
@@ -147,7 +147,7 @@ mod tests {
     fn a_line_fits_every_width_from_20_to_300_columns_and_is_one_line() {
         for (title, object) in events() {
             for address in [None, EVENT.address] {
-                let event = Event { title: &title, object: object.as_deref(), address, ..EVENT };
+                let event = EventParts { title: &title, object: object.as_deref(), address, ..EVENT };
                 for columns in 20..=300 {
                     let line = line(&event, Some(columns));
                     assert!(width(&line) <= columns, "{columns}: {} columns: {line:?}", width(&line));
@@ -167,7 +167,7 @@ mod tests {
             ("alex changed Finance Team".to_owned(), "finance team".to_owned()),
             ("alex opened C:\\x\\cards.docx".to_owned(), "C:\\x\\cards.docx".to_owned()),
         ] {
-            let line = line(&Event { title: &title, object: Some(&object), ..EVENT }, None);
+            let line = line(&EventParts { title: &title, object: Some(&object), ..EVENT }, None);
             let last = object.rsplit(['/', '\\']).next().unwrap().to_lowercase();
             assert_eq!(line.to_lowercase().matches(&last).count(), 1, "{line}");
             assert!(line.contains(&title) && line.ends_with("  from 2001:db8:85a3:8d3:1319:8a2e:370:7348"), "{line}");

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use crate::api::GraphFault;
 use crate::checkpoint::moving::MoveError;
 use crate::source::backfill::BackfillError;
-use crate::source::heal::desk::HealError;
+use crate::source::heal::requests::HealError;
 use crate::source::report::LeftKind;
 use crate::source::{FaultKind, SourceError, fault_kind};
 

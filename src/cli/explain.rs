@@ -7,13 +7,13 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 
 use super::normalize::{MeaningArgs, ReadingArgs};
-use super::progress::{Progress, Unit};
-use super::reading::{Ended, Messages, NormalizeError, Tally};
-use crate::exports::input::{Input, Stop};
+use super::progress::{ProgressDisplay, ProgressUnit};
+use super::reading::{BadStretch, Messages, NormalizeError, ReadCounts};
+use crate::exports::input::{Input, StopReading};
 use crate::exports::pipeline::{self, Item, Make, ReadEvent};
-use crate::exports::seen::Seen;
+use crate::exports::seen::SeenKeys;
 use crate::model::plain;
-use crate::normalise::{Event, Explanation, Mask, Normaliser, Settings, canonical_key};
+use crate::normalise::{Event, Explanation, Mask, Normaliser, NormaliserSettings, canonical_key};
 use crate::severity::Assessment;
 use crate::severity::words::{about, condition};
 
@@ -34,8 +34,8 @@ pub struct ExplainArgs {
 ///
 /// # Errors
 /// The rules or the mask cannot be used, or standard output cannot be written.
-pub fn run(args: &ExplainArgs) -> Result<Tally, NormalizeError> {
-    let progress = Progress::beside_output(Unit::Bytes);
+pub fn run(args: &ExplainArgs) -> Result<ReadCounts, NormalizeError> {
+    let progress = ProgressDisplay::beside_output(ProgressUnit::Bytes);
     let out = BufWriter::new(io::stdout().lock());
     let inputs = args.reading.watched_inputs(&progress, "explain");
     let tally = explain(args, inputs, out, progress.beside(io::stderr()));
@@ -55,42 +55,50 @@ pub fn explain(
     inputs: Vec<Input<'_>>,
     out: impl Write,
     err: impl Write,
-) -> Result<Tally, NormalizeError> {
-    let settings = Settings {
+) -> Result<ReadCounts, NormalizeError> {
+    let settings = NormaliserSettings {
         internal_domains: args.internal_domains.clone(),
         rules: args.meaning.rules().map_err(NormalizeError::Rules)?,
         mask: Mask::new(!args.meaning.keep_detected_values, &args.meaning.mask).map_err(NormalizeError::Mask)?,
-        ..Settings::default()
+        ..NormaliserSettings::default()
     };
     // If refinements are off, the effect that they would have is also printed.
     let refined = (!args.meaning.refine).then(|| MeaningArgs { refine: true, ..args.meaning.clone() }.rules());
     let refined = refined.transpose().map_err(NormalizeError::Rules)?;
-    let refined = refined.map(|rules| Normaliser::new(Settings { rules, ..settings.clone() }));
-    let teller = Teller { normaliser: Normaliser::new(settings), refined, reading: &args.reading };
-    let mut told =
-        Told { out, messages: Messages::new(err, args.reading.unique), seen: Seen::default(), number: 0, bad: None };
+    let refined = refined.map(|rules| Normaliser::new(NormaliserSettings { rules, ..settings.clone() }));
+    let teller = Explainer { normaliser: Normaliser::new(settings), refined, reading: &args.reading };
+    let mut explanations = Explanations {
+        out,
+        messages: Messages::new(err, args.reading.unique),
+        seen: SeenKeys::default(),
+        number: 0,
+        bad: None,
+    };
     let mut failed = None;
     let done = pipeline::read(inputs, &teller, &mut |item| {
-        told.take(item).map_err(|error| {
+        explanations.take(item).map_err(|error| {
             failed = Some(error);
-            Stop
+            StopReading
         })
     });
-    match done.map_err(|Stop| failed).and_then(|()| told.end().and_then(|()| told.out.flush()).map_err(Some)) {
+    match done
+        .map_err(|StopReading| failed)
+        .and_then(|()| explanations.end().and_then(|()| explanations.out.flush()).map_err(Some))
+    {
         Err(Some(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(NormalizeError::Write(error)),
-        _ => Ok(told.messages.tally),
+        _ => Ok(explanations.messages.tally),
     }
 }
 
 /// Explains one event.
-struct Teller<'a> {
+struct Explainer<'a> {
     normaliser: Normaliser,
     /// The same with refinements, if they are off.
     refined: Option<Normaliser>,
     reading: &'a ReadingArgs,
 }
 
-impl Make for Teller<'_> {
+impl Make for Explainer<'_> {
     /// Whether it was selected, and its key.
     type Made = (bool, Option<[u8; 16]>);
 
@@ -106,16 +114,16 @@ impl Make for Teller<'_> {
 }
 
 /// Numbers the explanations and writes them in order.
-struct Told<O, E> {
+struct Explanations<O, E> {
     out: O,
     messages: Messages<E>,
-    seen: Seen,
+    seen: SeenKeys,
     number: u64,
     /// Bytes that are not an event, and where they end.
-    bad: Option<(Ended, Option<u64>)>,
+    bad: Option<(BadStretch, Option<u64>)>,
 }
 
-impl<O: Write, E: Write> Told<O, E> {
+impl<O: Write, E: Write> Explanations<O, E> {
     fn take(&mut self, item: Item<'_, (bool, Option<[u8; 16]>)>) -> io::Result<()> {
         match item {
             Item::Event(read, (is_admitted, key), text) => {
@@ -143,7 +151,7 @@ impl<O: Write, E: Write> Told<O, E> {
                     _ => {
                         self.end()?;
                         let (place, why) = (bad.place.to_string(), bad.why.clone());
-                        self.bad = Some((Ended { place, bytes: length, why, is_unknown: bad.is_unknown }, end));
+                        self.bad = Some((BadStretch { place, bytes: length, why, is_unknown: bad.is_unknown }, end));
                     }
                 }
                 Ok(())

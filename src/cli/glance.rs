@@ -29,7 +29,7 @@ const WRONG_CHARS_MAX: usize = 200;
 
 /// Which tenants are shown, and how.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub(super) struct Which {
+pub(super) struct TenantFilter {
     /// Only this source, in full: its name in the configuration, or the name of a source with many tenants
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
@@ -41,7 +41,7 @@ pub(super) struct Which {
     full: bool,
 }
 
-impl Which {
+impl TenantFilter {
     /// Whether a source is selected.
     pub(super) fn names(&self, name: &str) -> bool {
         self.source.as_deref().is_none_or(|asked| is_of(name, asked))
@@ -92,16 +92,16 @@ fn counted(tenants: usize) -> String {
 
 /// The state of a tenant: its name, and its rank (0 is the worst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct State {
+pub(super) struct RowState {
     pub word: &'static str,
     pub rank: u8,
 }
 
 /// The line of one tenant. An unknown value is shown as `-`.
 #[derive(Debug, Clone)]
-pub(super) struct Row {
+pub(super) struct TenantRow {
     pub name: String,
-    pub state: State,
+    pub state: RowState,
     /// How far its complete part is behind now, in seconds.
     pub delay_secs: Option<f64>,
     /// How long ago the newest event that was delivered became available, in seconds.
@@ -116,9 +116,9 @@ pub(super) struct Row {
     pub is_well: bool,
 }
 
-impl Row {
+impl TenantRow {
     /// The line of a tenant of which only the state is known.
-    pub(super) fn of(name: &str, state: State) -> Self {
+    pub(super) fn of(name: &str, state: RowState) -> Self {
         Self {
             name: name.to_owned(),
             state,
@@ -181,7 +181,7 @@ impl Screen {
 }
 
 /// The summary above the lines: how many tenants, how many in each state, and the longest delay.
-fn sum(rows: &[Row]) -> Line<'static> {
+fn sum(rows: &[TenantRow]) -> Line<'static> {
     let mut states: BTreeMap<(u8, &str), usize> = BTreeMap::new();
     for row in rows {
         *states.entry((row.state.rank, row.state.word)).or_default() += 1;
@@ -200,13 +200,13 @@ fn sum(rows: &[Row]) -> Line<'static> {
 }
 
 /// The summary and the lines of those of `all` that `which` shows.
-pub(super) fn lines(mut all: Vec<Row>, which: &Which, screen: Screen) -> Vec<Line<'static>> {
+pub(super) fn lines(mut all: Vec<TenantRow>, which: &TenantFilter, screen: Screen) -> Vec<Line<'static>> {
     all.retain(|row| which.names(&row.name));
     all.sort_by(|a, b| a.order().cmp(&b.order()));
     let sum = cut(sum(&all), screen.width);
-    let worst: Vec<&Row> = all.iter().filter(|row| row.state.rank == 0).collect();
+    let worst: Vec<&TenantRow> = all.iter().filter(|row| row.state.rank == 0).collect();
     let names = names(&worst, screen.width.unwrap_or(SCREEN.0));
-    let rows: Vec<&Row> = all.iter().filter(|row| which.shows(&row.name, row.is_well)).collect();
+    let rows: Vec<&TenantRow> = all.iter().filter(|row| which.shows(&row.name, row.is_well)).collect();
     let mut lines = vec![sum.clone()];
     let crowded = worst.len() > ROWS_OF_SCREEN.min(screen.height.saturating_sub(6));
     if crowded && !screen.scrolls {
@@ -226,7 +226,7 @@ pub(super) fn lines(mut all: Vec<Row>, which: &Which, screen: Screen) -> Vec<Lin
 }
 
 /// The failed tenants by name, those with one cause together.
-fn names(failed: &[&Row], width: usize) -> Vec<Line<'static>> {
+fn names(failed: &[&TenantRow], width: usize) -> Vec<Line<'static>> {
     let mut causes: Vec<(&str, Vec<&str>)> = Vec::new();
     for row in failed {
         match causes.iter_mut().find(|(cause, _)| *cause == row.cause()) {
@@ -266,8 +266,8 @@ fn names(failed: &[&Row], width: usize) -> Vec<Line<'static>> {
 
 const HEADS: [&str; 6] = ["state", "tenant", "delay", "last event", "requests", "what is wrong"];
 
-fn table(rows: &[&Row], width: Option<usize>) -> Vec<Line<'static>> {
-    let known = |of: fn(&Row) -> bool| rows.iter().any(|row| of(row));
+fn table(rows: &[&TenantRow], width: Option<usize>) -> Vec<Line<'static>> {
+    let known = |of: fn(&TenantRow) -> bool| rows.iter().any(|row| of(row));
     // A column without any value is left out.
     let shown = [
         true,
@@ -304,7 +304,7 @@ fn table(rows: &[&Row], width: Option<usize>) -> Vec<Line<'static>> {
     lines
 }
 
-fn cells(row: &Row) -> [String; HEADS.len()] {
+fn cells(row: &TenantRow) -> [String; HEADS.len()] {
     let secs = |secs: Option<f64>| secs.map_or_else(|| "-".to_owned(), short);
     let requests = match (row.used, row.granted) {
         (None, _) => "-".to_owned(),
@@ -381,21 +381,21 @@ pub(super) fn text_of(line: &Line<'_>) -> String {
 mod tests {
     use super::*;
 
-    const FAILED: State = State { word: "failed", rank: 0 };
-    const WELL: State = State { word: "healthy", rank: 3 };
+    const FAILED: RowState = RowState { word: "failed", rank: 0 };
+    const WELL: RowState = RowState { word: "healthy", rank: 3 };
 
-    fn row(name: &str, state: State, wrong: &str) -> Row {
-        Row {
+    fn row(name: &str, state: RowState, wrong: &str) -> TenantRow {
+        TenantRow {
             delay_secs: Some(420.0),
             used: Some(12.0),
             granted: Some(1960.0),
             wrong: wrong.into(),
             is_well: wrong.is_empty(),
-            ..Row::of(name, state)
+            ..TenantRow::of(name, state)
         }
     }
 
-    fn fleet(failed: usize) -> Vec<Row> {
+    fn fleet(failed: usize) -> Vec<TenantRow> {
         let causes = [
             "auth-secret-wrong: the secret is wrong",
             "api-permission-missing: x",
@@ -409,7 +409,7 @@ mod tests {
         (0..200).map(one).collect()
     }
 
-    fn printed(rows: Vec<Row>, which: &Which, screen: Screen) -> Vec<String> {
+    fn printed(rows: Vec<TenantRow>, which: &TenantFilter, screen: Screen) -> Vec<String> {
         lines(rows, which, screen).iter().map(text_of).collect()
     }
 
@@ -418,7 +418,7 @@ mod tests {
     #[test]
     fn a_small_screen_shows_the_sum_and_every_failed_tenant_by_name_however_many_fail() {
         for failed in [0, 1, 12, 18, 19, 32] {
-            let shown = printed(fleet(failed), &Which::default(), SMALL);
+            let shown = printed(fleet(failed), &TenantFilter::default(), SMALL);
             assert!(shown.iter().all(|line| line.chars().count() <= 80), "{shown:#?}");
             let first = shown.iter().take(22).cloned().collect::<Vec<_>>().join("\n");
             assert!(first.starts_with("200 tenants: "), "{first}");
@@ -428,14 +428,14 @@ mod tests {
             }
             assert!(shown.len() <= 211, "{}", shown.len());
         }
-        let shown = printed(fleet(200), &Which::default(), SMALL).join("\n");
+        let shown = printed(fleet(200), &TenantFilter::default(), SMALL).join("\n");
         assert!(shown.contains(" more: `--failed`"), "{shown}");
     }
 
     #[test]
     fn what_scrolls_away_is_said_again_at_the_end() {
         let terminal = Screen { scrolls: true, ..SMALL };
-        let shown = printed(fleet(12), &Which::default(), terminal);
+        let shown = printed(fleet(12), &TenantFilter::default(), terminal);
         assert!(shown.len() <= 210, "{}", shown.len());
         let last = shown[shown.len() - 22..].join("\n");
         assert!(last.contains("200 tenants: 12 failed, 188 healthy"), "{last}");
@@ -453,18 +453,18 @@ mod tests {
             state    tenant  delay  requests  what is wrong
             failed   a       7 min   12/1960  auth-secret-wrong: the secret�[2J is wrong
             healthy  b       7 min   12/1960"#]]
-        .assert_eq(&printed(rows, &Which::default(), Screen { width: None, ..SMALL }).join("\n"));
+        .assert_eq(&printed(rows, &TenantFilter::default(), Screen { width: None, ..SMALL }).join("\n"));
     }
 
     #[test]
     fn only_what_is_asked_for_is_shown() {
-        let which = Which { failed: true, ..Which::default() };
+        let which = TenantFilter { failed: true, ..TenantFilter::default() };
         let shown = printed(fleet(3), &which, SMALL);
         assert_eq!(shown.len(), 2 + 3, "{shown:#?}");
         assert!(printed(fleet(0), &which, SMALL).contains(&"nothing is wrong".to_owned()));
         let names = ["customers.a", "customers.b", "customersx", "other"];
-        let asked = |name: &str| Which { source: Some(name.into()), ..Which::default() };
-        let of = |which: &Which| names.iter().filter(|name| which.names(name)).count();
+        let asked = |name: &str| TenantFilter { source: Some(name.into()), ..TenantFilter::default() };
+        let of = |which: &TenantFilter| names.iter().filter(|name| which.names(name)).count();
         assert_eq!((of(&asked("customers")), of(&asked("customers.a")), of(&asked("cust"))), (2, 1, 0));
         let error = asked("othr").known(names.into_iter()).unwrap_err();
         assert!(error.message.contains("nearest is `other`") && error.exit == Exit::Usage, "{error}");
@@ -475,9 +475,9 @@ mod tests {
     fn one_line_a_tenant_begins_at_ten() {
         let all: Vec<String> = (0..12).map(|n| format!("t.{n}")).collect();
         let names = |n: usize| all.iter().take(n).map(String::as_str);
-        assert!(!Which::default().one_line(names(9)) && Which::default().one_line(names(10)));
-        assert!(!Which { full: true, ..Which::default() }.one_line(names(12)));
-        assert!(!Which { source: Some("t.3".into()), ..Which::default() }.one_line(names(12)));
-        assert!(Which { failed: true, ..Which::default() }.one_line(names(12)));
+        assert!(!TenantFilter::default().one_line(names(9)) && TenantFilter::default().one_line(names(10)));
+        assert!(!TenantFilter { full: true, ..TenantFilter::default() }.one_line(names(12)));
+        assert!(!TenantFilter { source: Some("t.3".into()), ..TenantFilter::default() }.one_line(names(12)));
+        assert!(TenantFilter { failed: true, ..TenantFilter::default() }.one_line(names(12)));
     }
 }

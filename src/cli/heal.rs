@@ -9,12 +9,12 @@ use indicatif::ProgressBar;
 
 use super::exit::Exit;
 use super::moment::time;
-use super::work::{self, Alone, Heard, bar, meant, tenant, whole_second};
+use super::work::{self, Alone, WorkNews, bar, meant, tenant, whole_second};
 use super::{Failure, loaded, requests};
 use crate::config::Config;
 use crate::hosts::embedded::control::{Say, What};
 use crate::model::{ContentType, TenantId, Timestamp};
-use crate::source::heal::desk::{Ask, Ended, Snapshot};
+use crate::source::heal::requests::{HealAsk, HealNumbers, HealResult};
 
 const STOPPED: &str = "stopped; the same command goes on";
 
@@ -54,7 +54,7 @@ pub struct HealArgs {
 pub async fn heal(args: HealArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     let config = loaded::load(&args.config).await?;
     let sources = meant(&config, args.source.as_deref(), args.tenant.as_ref())?;
-    let ask = Ask {
+    let ask = HealAsk {
         from: whole_second(args.from),
         to: args.to.map(whole_second),
         content_types: args.content_type.iter().map(|t| t.as_str().to_owned()).collect(),
@@ -64,7 +64,7 @@ pub async fn heal(args: HealArgs, out: &mut (dyn Write + Send)) -> Result<Exit, 
     let mut worst = Exit::Done;
     for source in sources {
         let ended = one(&config, &source, ask.clone()).await?;
-        worst = worst.max(tell(&source, &ended, out).map_err(Failure::io)?);
+        worst = worst.max(print_end(&source, &ended, out).map_err(Failure::io)?);
         if ended.interrupted {
             break;
         }
@@ -73,18 +73,18 @@ pub async fn heal(args: HealArgs, out: &mut (dyn Write + Send)) -> Result<Exit, 
 }
 
 /// Inside the running process, or alone.
-async fn one(config: &Config, source: &str, ask: Ask) -> Result<Ended, Failure> {
-    let show = Show(bar(source, "{msg}, {eta} left"));
+async fn one(config: &Config, source: &str, ask: HealAsk) -> Result<HealResult, Failure> {
+    let show = HealBar(bar(source, "{msg}, {eta} left"));
     let ended = match requests::client(config, source).await? {
         Some(client) => {
             let question = What::Heal { source: source.to_owned(), ask };
             work::inside(client, question, STOPPED, |said| match said {
                 Say::Healing(now) => {
                     show.draw(&now);
-                    Heard::Meanwhile
+                    WorkNews::Meanwhile
                 }
-                Say::Healed(ended) => Heard::Ended(ended),
-                other => Heard::Other(other),
+                Say::Healed(ended) => WorkNews::Ended(ended),
+                other => WorkNews::Other(other),
             })
             .await?
         }
@@ -99,7 +99,7 @@ async fn one(config: &Config, source: &str, ask: Ask) -> Result<Ended, Failure> 
 }
 
 /// Prints how it ended.
-fn tell(source: &str, ended: &Ended, out: &mut dyn Write) -> std::io::Result<Exit> {
+fn print_end(source: &str, ended: &HealResult, out: &mut dyn Write) -> std::io::Result<Exit> {
     if let Some((searches, left)) = ended.would_take {
         writeln!(
             out,
@@ -110,7 +110,7 @@ fn tell(source: &str, ended: &Ended, out: &mut dyn Write) -> std::io::Result<Exi
         }
         return Ok(Exit::Done);
     }
-    let Snapshot { searches, records, events, known, .. } = ended.progress;
+    let HealNumbers { searches, records, events, known, .. } = ended.progress;
     writeln!(
         out,
         "{source}: {searches} searches, {records} records, {events} events delivered, {known} left out as known before"
@@ -130,10 +130,10 @@ fn tell(source: &str, ended: &Ended, out: &mut dyn Write) -> std::io::Result<Exi
 }
 
 /// A progress bar on a terminal only.
-struct Show(Option<ProgressBar>);
+struct HealBar(Option<ProgressBar>);
 
-impl Show {
-    fn draw(&self, now: &Snapshot) {
+impl HealBar {
+    fn draw(&self, now: &HealNumbers) {
         let Some(bar) = &self.0 else { return };
         bar.set_length(now.span_secs.max(1));
         bar.set_position(now.done_secs);
@@ -145,7 +145,7 @@ impl Show {
         ));
     }
 
-    fn end(&self, last: &Snapshot) {
+    fn end(&self, last: &HealNumbers) {
         if last.span_secs > 0 {
             self.draw(last);
         }

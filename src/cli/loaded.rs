@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Failure, opened};
-use crate::config::{Config, Files, Problem, SOURCE_TYPE};
+use crate::config::{Config, ConfigFiles, Problem, SOURCE_TYPE};
 use crate::host::StateError;
 use crate::hosts::postgres::tenants::StoredTenant;
 
@@ -27,8 +27,8 @@ pub(super) async fn load_to_run(path: &Path) -> Result<(Config, Vec<Problem>), F
 ///
 /// # Errors
 /// The table cannot be read.
-pub(super) async fn files(path: &Path) -> Result<Files, Failure> {
-    let files = Files::beside(path);
+pub(super) async fn files(path: &Path) -> Result<ConfigFiles, Failure> {
+    let files = ConfigFiles::beside(path);
     let Some(cluster) = Config::cluster_of(path) else { return Ok(files) };
     // What is wrong with the cluster itself is told with all else that is wrong.
     let Ok(store) = opened::connected(&cluster) else { return Ok(files) };

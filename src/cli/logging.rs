@@ -26,7 +26,7 @@ use crate::model::{Timestamp, plain, shortened};
 const QUIET: &str = "deadpool_postgres=error,tokio_postgres=error";
 
 /// The log of a process.
-pub(super) struct Log {
+pub(super) struct ProcessLog {
     /// Its last warnings and errors.
     pub recent: Recent,
     /// Merges similar lines of many tenants.
@@ -34,11 +34,11 @@ pub(super) struct Log {
 }
 
 /// Installs the process's log. A second call changes nothing, and its result stays empty.
-pub(super) fn install(config: &LogConfig) -> Log {
+pub(super) fn install(config: &LogConfig) -> ProcessLog {
     let recent = Recent::default();
     let alike = Alike::new(SystemClock::new());
     let counting = || alike.clone().with_filter(Targets::new().with_target("m365_audit", Level::INFO));
-    let keeper = Keeper(recent.clone()).with_filter(LevelFilter::WARN);
+    let keeper = RecentLayer(recent.clone()).with_filter(LevelFilter::WARN);
     // The configured level applies to this program's own lines; libraries log only warnings and errors.
     let filter = std::env::var("M365_AUDIT_LOG")
         .ok()
@@ -72,19 +72,19 @@ pub(super) fn install(config: &LogConfig) -> Log {
             )
             .try_init(),
     };
-    Log { recent, alike }
+    ProcessLog { recent, alike }
 }
 
 /// Keeps the lines that `status` shows, independent of the log's level.
-struct Keeper(Recent);
+struct RecentLayer(Recent);
 
-impl<S: Subscriber> Layer<S> for Keeper {
+impl<S: Subscriber> Layer<S> for RecentLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
         if !metadata.target().starts_with("m365_audit") {
             return;
         }
-        let mut words = Words::default();
+        let mut words = FieldWriter::default();
         event.record(&mut words);
         let level = if *metadata.level() == Level::ERROR { "error" } else { "warn" };
         let text = format!("{}{}", words.message, words.fields);
@@ -93,12 +93,12 @@ impl<S: Subscriber> Layer<S> for Keeper {
 }
 
 #[derive(Default)]
-struct Words {
+struct FieldWriter {
     message: String,
     fields: String,
 }
 
-impl Visit for Words {
+impl Visit for FieldWriter {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         let _ = if field.name() == "message" {
             write!(self.message, "{value:?}")

@@ -56,7 +56,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{ConfigError, LogConfig};
 use crate::hosts::SinkError;
-use crate::hosts::embedded::control::{ControlError, Refusal};
+use crate::hosts::embedded::control::{ControlError, ControlRefusal};
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
 use crate::model::{Actionable, error_page};
@@ -135,12 +135,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return told(Failure::io(error)),
+        Err(error) => return print_failure(Failure::io(error)),
     };
     let result = runtime.block_on(dispatch(cli.command));
     // A read of standard input may still block a thread of the runtime, and nothing else remains to wait for.
     runtime.shutdown_background();
-    result.unwrap_or_else(told)
+    result.unwrap_or_else(print_failure)
 }
 
 async fn dispatch(command: Command) -> Result<Exit, Failure> {
@@ -228,7 +228,7 @@ fn stop_at_signal() -> CancellationToken {
     let stop = CancellationToken::new();
     let cancel = stop.clone();
     // The signals are caught from here on, not only once the task first runs.
-    if let Ok(mut signals) = run::Signals::new() {
+    if let Ok(mut signals) = run::ProcessSignals::new() {
         tokio::spawn(async move {
             signals.any().await;
             cancel.cancel();
@@ -237,7 +237,7 @@ fn stop_at_signal() -> CancellationToken {
     stop
 }
 
-fn told(failure: Failure) -> Exit {
+fn print_failure(failure: Failure) -> Exit {
     if !failure.message.is_empty() {
         let _ = writeln!(std::io::stderr(), "{failure}");
     }
@@ -325,9 +325,9 @@ impl From<ControlError> for Failure {
     }
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        let Refusal { slug, what, hint, exit } = refusal;
+impl From<ControlRefusal> for Failure {
+    fn from(refusal: ControlRefusal) -> Self {
+        let ControlRefusal { slug, what, hint, exit } = refusal;
         Self { message: format!("{slug}: {what}\n  hint: {hint}"), exit: Exit::of_number(exit) }
     }
 }

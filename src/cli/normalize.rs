@@ -12,15 +12,15 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use super::bad_records::BadRecords;
-use super::progress::{Progress, Unit};
-use super::reading::{Messages, NormalizeError, Tally};
+use super::progress::{ProgressDisplay, ProgressUnit};
+use super::reading::{Messages, NormalizeError, ReadCounts};
 use crate::clock::Clock;
 use crate::config::{EcsProfile, Format, OcsfVersion, RawForm, RulesError, SeverityConfig};
-use crate::exports::input::{Input, Stop};
+use crate::exports::input::{Input, StopReading};
 use crate::exports::pipeline::{self, BadItem, Item, Make, ReadEvent};
-use crate::exports::seen::Seen;
+use crate::exports::seen::SeenKeys;
 use crate::model::{TenantId, Timestamp, plain};
-use crate::normalise::{Event, Mask, Normaliser, Origin, Rendered, Settings, canonical_key};
+use crate::normalise::{Event, Mask, Normaliser, NormaliserSettings, Origin, Rendered, canonical_key};
 use crate::severity::Rules;
 
 /// Makes records of audit events.
@@ -81,7 +81,7 @@ impl ReadingArgs {
     }
 
     /// The same, with a progress bar for the reading.
-    pub(super) fn watched_inputs(&self, progress: &Progress, what: &str) -> Vec<Input<'static>> {
+    pub(super) fn watched_inputs(&self, progress: &ProgressDisplay, what: &str) -> Vec<Input<'static>> {
         let inputs = self.inputs();
         progress.begin(what, inputs.iter().map(Input::bytes).sum());
         let watch = progress.adder();
@@ -144,8 +144,8 @@ fn named<T: DeserializeOwned>(text: &str) -> Result<T, ValueError> {
 /// # Errors
 /// Standard output cannot be written. A closed pipe is not an error. Unreadable input is reported on standard error and
 /// counted.
-pub fn run(args: &NormalizeArgs, clock: &Arc<dyn Clock>) -> Result<Tally, NormalizeError> {
-    let progress = Progress::beside_output(Unit::Bytes);
+pub fn run(args: &NormalizeArgs, clock: &Arc<dyn Clock>) -> Result<ReadCounts, NormalizeError> {
+    let progress = ProgressDisplay::beside_output(ProgressUnit::Bytes);
     let out = BufWriter::with_capacity(WRITE_BYTES, io::stdout().lock());
     let inputs = args.reading.watched_inputs(&progress, "normalize");
     let tally = normalize(args, inputs, out, progress.beside(io::stderr()), clock.as_ref());
@@ -168,7 +168,7 @@ pub fn normalize(
     out: impl Write,
     err: impl Write,
     clock: &dyn Clock,
-) -> Result<Tally, NormalizeError> {
+) -> Result<ReadCounts, NormalizeError> {
     write_records(&Maker::new(args)?, inputs, out, err, clock)
 }
 
@@ -178,16 +178,16 @@ fn write_records(
     out: impl Write,
     err: impl Write,
     clock: &dyn Clock,
-) -> Result<Tally, NormalizeError> {
+) -> Result<ReadCounts, NormalizeError> {
     let mut records = Records::new(maker, clock, out, err);
     let mut failed = None;
     let done = pipeline::read(inputs, maker, &mut |item| {
         records.take(item).map_err(|error| {
             failed = Some(error);
-            Stop
+            StopReading
         })
     });
-    let done = done.map_err(|Stop| failed).and_then(|()| records.end().map_err(Some));
+    let done = done.map_err(|StopReading| failed).and_then(|()| records.end().map_err(Some));
     match done {
         Err(Some(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(NormalizeError::Write(error)),
         _ => Ok(records.messages.tally),
@@ -203,7 +203,7 @@ struct Maker<'a> {
 
 impl<'a> Maker<'a> {
     fn new(args: &'a NormalizeArgs) -> Result<Maker<'a>, NormalizeError> {
-        let settings = Settings {
+        let settings = NormaliserSettings {
             format: args.format,
             raw: args.raw,
             ocsf_version: args.ocsf_version,
@@ -219,7 +219,7 @@ impl<'a> Maker<'a> {
 }
 
 /// The result for an event.
-enum Made {
+enum MadeRecord {
     /// A record, and the key that the event has in every form.
     Record(Option<[u8; 16]>),
     /// None: a rule drops it as routine.
@@ -229,18 +229,18 @@ enum Made {
 }
 
 impl Make for Maker<'_> {
-    type Made = Made;
+    type Made = MadeRecord;
 
-    fn make(&self, _: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Made {
+    fn make(&self, _: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> MadeRecord {
         let reading = &self.args.reading;
         if (reading.from.is_some() || reading.to.is_some()) && !reading.admits(event.time()) {
-            return Made::Outside;
+            return MadeRecord::Outside;
         }
         let start = out.len();
         match self.normaliser.render_from(event, &self.origin, out) {
             Rendered::Dropped { .. } => {
                 out.truncate(start);
-                return Made::Dropped;
+                return MadeRecord::Dropped;
             }
             Rendered::Record { .. } if self.args.table => {
                 out.truncate(start);
@@ -249,7 +249,7 @@ impl Make for Maker<'_> {
             Rendered::Record { .. } => out.push(b'\n'),
         }
         let key = reading.unique.then(|| canonical_key(event)).flatten();
-        Made::Record(key.map(|key| *key.as_bytes()))
+        MadeRecord::Record(key.map(|key| *key.as_bytes()))
     }
 }
 
@@ -279,7 +279,7 @@ fn push_columns(columns: [&str; 3], last: &str, out: &mut Vec<u8>) {
 struct Records<'a, O, E> {
     args: &'a NormalizeArgs,
     bad: BadRecords<'a>,
-    seen: Seen,
+    seen: SeenKeys,
     out: O,
     messages: Messages<E>,
 }
@@ -289,23 +289,23 @@ impl<'a, O: Write, E: Write> Records<'a, O, E> {
         Self {
             args: maker.args,
             bad: BadRecords::new(&maker.normaliser, maker.origin, clock, !maker.args.meaning.mask.is_empty()),
-            seen: Seen::default(),
+            seen: SeenKeys::default(),
             out,
             messages: Messages::new(err, maker.args.reading.unique),
         }
     }
 
-    fn take(&mut self, item: Item<'_, Made>) -> io::Result<()> {
+    fn take(&mut self, item: Item<'_, MadeRecord>) -> io::Result<()> {
         match item {
             Item::Event(read, made, line) => {
                 self.bad_ends()?;
                 self.bad.follows(read);
                 self.messages.event(read);
                 match made {
-                    Made::Record(Some(key)) if !self.seen.insert(key) => self.messages.repeated(),
-                    Made::Record(_) => return self.write(line),
-                    Made::Dropped => self.messages.tally.dropped += 1,
-                    Made::Outside => self.messages.tally.outside += 1,
+                    MadeRecord::Record(Some(key)) if !self.seen.insert(key) => self.messages.repeated(),
+                    MadeRecord::Record(_) => return self.write(line),
+                    MadeRecord::Dropped => self.messages.tally.dropped += 1,
+                    MadeRecord::Outside => self.messages.tally.outside += 1,
                 }
                 Ok(())
             }
@@ -403,7 +403,7 @@ mod tests {
         }
     }
 
-    fn run_in_steps(flags: &[&str], input: &[u8], step: usize) -> (String, String, Tally) {
+    fn run_in_steps(flags: &[&str], input: &[u8], step: usize) -> (String, String, ReadCounts) {
         let args = Cli::parse_from(["normalize"].iter().chain(flags)).args;
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let clock = TestClock::at("2026-05-10T00:00:00Z".parse().unwrap());

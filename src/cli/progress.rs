@@ -1,7 +1,7 @@
 //! The progress of long work: a bar with rate and remaining time if standard error is a terminal, otherwise nothing.
 //!
 //! The worker reports the total and the amount done; this module decides what is drawn and how often. A command writes
-//! its messages to standard error through [`Progress::beside`], so that they do not mix with the bar.
+//! its messages to standard error through [`ProgressDisplay::beside`], so that they do not mix with the bar.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const DRAW_EVERY: Duration = Duration::from_millis(500);
 
 /// The unit of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
+pub enum ProgressUnit {
     /// Bytes.
     Bytes,
     /// Other things, by their name in the plural.
@@ -26,42 +26,44 @@ pub enum Unit {
 }
 
 /// The template of a bar, in the syntax of `indicatif`.
-fn template(unit: Unit, is_total_known: bool) -> String {
+fn template(unit: ProgressUnit, is_total_known: bool) -> String {
     match (unit, is_total_known) {
-        (Unit::Bytes, true) => {
+        (ProgressUnit::Bytes, true) => {
             "{prefix} [{bar:24}] {percent:>3} %  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left".to_owned()
         }
-        (Unit::Bytes, false) => "{prefix}  {bytes}, {bytes_per_sec}, time left unknown".to_owned(),
-        (Unit::Things(things), true) => {
+        (ProgressUnit::Bytes, false) => "{prefix}  {bytes}, {bytes_per_sec}, time left unknown".to_owned(),
+        (ProgressUnit::Things(things), true) => {
             format!("{{prefix}} [{{bar:24}}] {{percent:>3}} %  {{pos}} of {{len}} {things}, {{per_sec}}, {{eta}} left")
         }
-        (Unit::Things(things), false) => format!("{{prefix}}  {{pos}} {things}, {{per_sec}}, time left unknown"),
+        (ProgressUnit::Things(things), false) => {
+            format!("{{prefix}}  {{pos}} {things}, {{per_sec}}, time left unknown")
+        }
     }
 }
 
 /// The progress of one piece of work. Clones share the bar; dropping the last one removes it.
 #[derive(Debug, Clone)]
-pub struct Progress {
+pub struct ProgressDisplay {
     bar: ProgressBar,
-    unit: Unit,
+    unit: ProgressUnit,
 }
 
-impl Progress {
+impl ProgressDisplay {
     /// For a command that writes to standard output at its end: shown if standard error is a terminal.
-    pub fn at_the_terminal(unit: Unit) -> Self {
+    pub fn at_the_terminal(unit: ProgressUnit) -> Self {
         Self::shown_if(io::stderr().is_terminal(), unit)
     }
 
     /// For a command that writes to standard output as it works: not shown if that is also the terminal.
-    pub fn beside_output(unit: Unit) -> Self {
+    pub fn beside_output(unit: ProgressUnit) -> Self {
         Self::shown_if(io::stderr().is_terminal() && !io::stdout().is_terminal(), unit)
     }
 
-    fn shown_if(is_shown: bool, unit: Unit) -> Self {
+    fn shown_if(is_shown: bool, unit: ProgressUnit) -> Self {
         Self::on(if is_shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }, unit)
     }
 
-    fn on(target: ProgressDrawTarget, unit: Unit) -> Self {
+    fn on(target: ProgressDrawTarget, unit: ProgressUnit) -> Self {
         Self { bar: ProgressBar::with_draw_target(None, target), unit }
     }
 
@@ -94,8 +96,8 @@ impl Progress {
     }
 
     /// Wraps `out` for writing while the bar is on the same terminal.
-    pub fn beside<W: Write>(&self, out: W) -> Beside<W> {
-        Beside { progress: self.clone(), out }
+    pub fn beside<W: Write>(&self, out: W) -> BesideBar<W> {
+        BesideBar { progress: self.clone(), out }
     }
 
     /// Ends the work and removes the bar, so that the command can print its messages.
@@ -106,12 +108,12 @@ impl Progress {
 
 /// Standard error beside a bar.
 #[derive(Debug)]
-pub struct Beside<W> {
-    progress: Progress,
+pub struct BesideBar<W> {
+    progress: ProgressDisplay,
     out: W,
 }
 
-impl<W: Write> Write for Beside<W> {
+impl<W: Write> Write for BesideBar<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let out = &mut self.out;
         self.progress.bar.suspend(|| out.write(bytes))
@@ -123,17 +125,17 @@ impl<W: Write> Write for Beside<W> {
 }
 
 /// A state whose reading is measured: each value of some keys is one step.
-pub struct Watched<S> {
+pub struct CountedStore<S> {
     /// The state.
     pub store: S,
     /// Advanced by each value.
-    pub progress: Progress,
+    pub progress: ProgressDisplay,
     /// The prefixes of the keys that count.
     pub prefixes: Vec<String>,
 }
 
 #[async_trait]
-impl<S: StateStore> StateStore for Watched<S> {
+impl<S: StateStore> StateStore for CountedStore<S> {
     async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
         if self.prefixes.iter().any(|prefix| key.starts_with(prefix.as_str())) {
             self.progress.add(1);
@@ -217,11 +219,11 @@ mod tests {
     #[test]
     fn a_bar_says_how_much_of_how_much_is_done_at_which_rate_and_the_time_left() {
         for (unit, parts) in [
-            (Unit::Bytes, ["25 %", "256.00 KiB of 1.00 MiB", "/s", "left"]),
-            (Unit::Things("pages"), ["25 %", "262144 of 1048576 pages", "/s", "left"]),
+            (ProgressUnit::Bytes, ["25 %", "256.00 KiB of 1.00 MiB", "/s", "left"]),
+            (ProgressUnit::Things("pages"), ["25 %", "262144 of 1048576 pages", "/s", "left"]),
         ] {
             let terminal = Terminal::default();
-            let progress = Progress::on(ProgressDrawTarget::term_like(Box::new(terminal.clone())), unit);
+            let progress = ProgressDisplay::on(ProgressDrawTarget::term_like(Box::new(terminal.clone())), unit);
             progress.begin("normalize", Some(1 << 20));
             assert!(terminal.taken().starts_with("normalize ["), "it is there at once");
             progress.adder()(1 << 18);
@@ -240,7 +242,8 @@ mod tests {
     #[test]
     fn what_is_said_meanwhile_stands_above_the_bar() {
         let terminal = Terminal::default();
-        let progress = Progress::on(ProgressDrawTarget::term_like(Box::new(terminal.clone())), Unit::Bytes);
+        let progress =
+            ProgressDisplay::on(ProgressDrawTarget::term_like(Box::new(terminal.clone())), ProgressUnit::Bytes);
         progress.begin("normalize", Some(100));
         terminal.taken();
         let mut said = Vec::new();
@@ -253,7 +256,7 @@ mod tests {
 
     #[test]
     fn elsewhere_nothing_is_drawn_and_what_is_said_is_said() {
-        let progress = Progress::shown_if(false, Unit::Bytes);
+        let progress = ProgressDisplay::shown_if(false, ProgressUnit::Bytes);
         progress.begin("normalize", Some(100));
         progress.add(50);
         let mut said = Vec::new();

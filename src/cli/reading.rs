@@ -10,7 +10,7 @@ use crate::config::RulesError;
 use crate::exports::form::Form;
 use crate::exports::input::InputError;
 use crate::exports::pipeline::ReadEvent;
-use crate::exports::place::Place;
+use crate::exports::place::InputPlace;
 use crate::model::{Actionable, plain};
 use crate::normalise::NotAPointer;
 
@@ -75,7 +75,7 @@ impl NormalizeError {
 
 /// The counts of a run. Their text is its last line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct ReadCounts {
     /// Events that were read, by the form they were in.
     pub forms: BTreeMap<Form, u64>,
     /// Lines that were written for them.
@@ -100,7 +100,7 @@ pub struct Tally {
     pub broken: u64,
 }
 
-impl Tally {
+impl ReadCounts {
     /// How many events were read.
     pub fn read(&self) -> u64 {
         self.forms.values().sum()
@@ -109,14 +109,14 @@ impl Tally {
     /// The exit code: everything was read, or not.
     pub fn exit(&self) -> Exit {
         match self {
-            Tally { unopened: 1.., .. } => Exit::NoInput,
-            Tally { bad: 0, unknown: 0, cut: 0, broken: 0, .. } => Exit::Done,
+            ReadCounts { unopened: 1.., .. } => Exit::NoInput,
+            ReadCounts { bad: 0, unknown: 0, cut: 0, broken: 0, .. } => Exit::Done,
             _ => Exit::Data,
         }
     }
 }
 
-impl fmt::Display for Tally {
+impl fmt::Display for ReadCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} events read, {} bad, {} unknown", self.read(), self.bad, self.unknown)?;
         if let Some(repeated) = self.repeated {
@@ -145,7 +145,7 @@ impl fmt::Display for Tally {
 
 /// A complete stretch of bytes that are not an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
+pub struct BadStretch {
     /// Where they began.
     pub place: String,
     /// How many they are.
@@ -156,9 +156,9 @@ pub struct Ended {
     pub is_unknown: bool,
 }
 
-impl fmt::Display for Ended {
+impl fmt::Display for BadStretch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Ended { place, bytes, why, .. } = self;
+        let BadStretch { place, bytes, why, .. } = self;
         write!(f, "{place}: {bytes} bytes are no audit event: {why}")
     }
 }
@@ -172,13 +172,13 @@ const NOTICE_BYTES_MAX: usize = 64;
 pub struct Messages<E> {
     err: E,
     /// What was counted.
-    pub tally: Tally,
+    pub tally: ReadCounts,
 }
 
 impl<E: Write> Messages<E> {
     /// Prints to `err`; with `is_unique`, repeated events are left out and counted.
     pub fn new(err: E, is_unique: bool) -> Self {
-        Self { err, tally: Tally { repeated: is_unique.then_some(0), ..Tally::default() } }
+        Self { err, tally: ReadCounts { repeated: is_unique.then_some(0), ..ReadCounts::default() } }
     }
 
     /// Prints one line. A failure is ignored: standard error may have no reader, and the output has the same facts.
@@ -210,7 +210,7 @@ impl<E: Write> Messages<E> {
     }
 
     /// A stretch of bytes was not an event.
-    pub fn bad(&mut self, ended: &Ended) {
+    pub fn bad(&mut self, ended: &BadStretch) {
         if ended.is_unknown {
             self.tally.unknown += 1;
         } else {
@@ -220,7 +220,7 @@ impl<E: Write> Messages<E> {
     }
 
     /// An answer declares that it lacks rows.
-    pub fn truncated(&mut self, place: &Place) {
+    pub fn truncated(&mut self, place: &InputPlace) {
         self.say(&format!("{place}: the query found more rows than this answer has (`isRecordCountLimitExceeded`)"));
     }
 

@@ -15,7 +15,7 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::progress::{Progress, Unit, Watched};
+use super::progress::{CountedStore, ProgressDisplay, ProgressUnit};
 use super::{Failure, loaded, opened};
 use crate::checkpoint::format::Keys;
 use crate::clock::{Clock, SystemClock};
@@ -27,9 +27,9 @@ use crate::normalise::RECEIPT;
 use crate::receipts::directory::{self, CHECKPOINT_SUFFIX, DirectoryError, ENTRIES_SUFFIX, HEAD_FILE, KEY_FILE};
 use crate::receipts::leaves::leaves_of;
 use crate::receipts::note::{Signer, VerifierKey, split};
-use crate::receipts::statement::{Counts, Head, Hour, Statement, open_by};
-use crate::receipts::store::{self, Parts, ReceiptKeys};
-use crate::receipts::verify::{Fault, Verdict, Wrong};
+use crate::receipts::statement::{Counts, Hour, ReceiptHead, Statement, open_by};
+use crate::receipts::store::{self, ReceiptKeys, SealedParts};
+use crate::receipts::verify::{ReceiptFault, Verification, Wrong};
 
 /// Arguments of `receipts`.
 #[derive(Debug, clap::Args)]
@@ -234,9 +234,9 @@ struct Verified {
     left_out: u64,
     /// Receipts of this time and later are kept, by the configuration.
     kept_from: Option<Timestamp>,
-    faults: Vec<Fault>,
+    faults: Vec<ReceiptFault>,
     /// The verdicts, by the name of the source if it has one.
-    tenants: Vec<(Option<String>, Verdict)>,
+    tenants: Vec<(Option<String>, Verification)>,
     /// Sources without sealed receipts.
     without: Vec<String>,
 }
@@ -264,12 +264,12 @@ impl Verified {
     }
 
     fn fault(&mut self, place: Option<String>, wrong: Wrong) {
-        self.faults.push(Fault { place, seq: None, hour: None, wrong });
+        self.faults.push(ReceiptFault { place, seq: None, hour: None, wrong });
     }
 
     /// Whether parts before the first were removed although the configuration keeps them: it kept fewer days then, or a
     /// person removed them.
-    fn is_removed_early(&self, verdict: &Verdict) -> bool {
+    fn is_removed_early(&self, verdict: &Verification) -> bool {
         let first = verdict.hours.map(|(first, _)| first.start());
         verdict.pruned() > 0 && self.kept_from.is_some_and(|kept| first.is_some_and(|first| first > kept))
     }
@@ -311,7 +311,7 @@ fn read_key(path: &Path) -> Result<VerifierKey, ReceiptsError> {
 }
 
 /// A checkpoint kept elsewhere.
-struct Kept {
+struct KeptCheckpoint {
     path: PathBuf,
     line: usize,
     note: String,
@@ -319,7 +319,7 @@ struct Kept {
 
 /// The checkpoints in a text: one after the other, or in records of sinks (`m365_audit.receipt`), one a line, with any
 /// other lines between them. There must be at least one.
-fn checkpoints_of(path: &Path, text: &str) -> Result<Vec<Kept>, ReceiptsError> {
+fn checkpoints_of(path: &Path, text: &str) -> Result<Vec<KeptCheckpoint>, ReceiptsError> {
     fn find(value: &serde_json::Value, found: &mut Vec<String>) {
         match value {
             serde_json::Value::Object(members) => members.iter().for_each(|(name, value)| match value.as_str() {
@@ -339,7 +339,7 @@ fn checkpoints_of(path: &Path, text: &str) -> Result<Vec<Kept>, ReceiptsError> {
             let (blank, after) = rest.0.split_at(before);
             let line = rest.1 + blank.matches('\n').count();
             rest = (after.get(note.len()..).unwrap_or_default(), line + note.matches('\n').count());
-            kept.push(Kept { path: path.clone(), line, note: note.to_owned() });
+            kept.push(KeptCheckpoint { path: path.clone(), line, note: note.to_owned() });
         }
     } else {
         for (number, line) in text.lines().enumerate().filter(|(_, line)| line.contains(RECEIPT)) {
@@ -351,7 +351,7 @@ fn checkpoints_of(path: &Path, text: &str) -> Result<Vec<Kept>, ReceiptsError> {
             })?;
             let mut found = Vec::new();
             find(&record, &mut found);
-            kept.extend(found.into_iter().map(|note| Kept { path: path.clone(), line: line_number, note }));
+            kept.extend(found.into_iter().map(|note| KeptCheckpoint { path: path.clone(), line: line_number, note }));
         }
     }
     if kept.is_empty() {
@@ -361,8 +361,8 @@ fn checkpoints_of(path: &Path, text: &str) -> Result<Vec<Kept>, ReceiptsError> {
 }
 
 /// The statements in them. One that none of these keys signed is refused, since it proves nothing.
-fn statements(kept: &[Kept], keys: &[VerifierKey]) -> Result<Vec<Statement>, ReceiptsError> {
-    let read = kept.iter().map(|Kept { path, line, note }| {
+fn statements(kept: &[KeptCheckpoint], keys: &[VerifierKey]) -> Result<Vec<Statement>, ReceiptsError> {
+    let read = kept.iter().map(|KeptCheckpoint { path, line, note }| {
         let opened = open_by(keys, |key| Statement::open(note, key));
         opened.map(|(statement, _)| statement).map_err(|error| ReceiptsError::Checkpoint {
             path: path.clone(),
@@ -376,7 +376,7 @@ fn statements(kept: &[Kept], keys: &[VerifierKey]) -> Result<Vec<Statement>, Rec
 async fn verify_state(
     config: &Config,
     given: Vec<VerifierKey>,
-    kept: &[Kept],
+    kept: &[KeptCheckpoint],
     only: Option<&str>,
 ) -> Result<Verified, Failure> {
     let sources = sources_of(config, only)?;
@@ -398,9 +398,9 @@ async fn verify_state(
         pages += store.list(&sealed).await.map_err(Failure::of_state)?.len() as u64;
         prefixes.push(sealed);
     }
-    let progress = Progress::at_the_terminal(Unit::Things("pages"));
+    let progress = ProgressDisplay::at_the_terminal(ProgressUnit::Things("pages"));
     progress.begin("receipts verify", Some(pages));
-    let store = Watched { store, progress: progress.clone(), prefixes };
+    let store = CountedStore { store, progress: progress.clone(), prefixes };
     for (name, source) in sources {
         let (tenant, of_tenant) = (source.tenant_id.clone(), Keys::of(&source.tenant_id));
         let keys = ReceiptKeys::below(of_tenant.receipts());
@@ -454,7 +454,12 @@ fn sources_of<'c>(config: &'c Config, only: Option<&str>) -> Result<Vec<(&'c Str
     Ok(sources)
 }
 
-fn verify_directory(dir: &Path, given: &[VerifierKey], kept: &[Kept], only: Option<&str>) -> Result<Verified, Failure> {
+fn verify_directory(
+    dir: &Path,
+    given: &[VerifierKey],
+    kept: &[KeptCheckpoint],
+    only: Option<&str>,
+) -> Result<Verified, Failure> {
     let only = only.map(str::parse::<TenantId>).transpose();
     let only = only.map_err(|error| usage(format!("`--source` of a directory is its tenant: {error}")))?;
     let elsewhere = match given {
@@ -462,7 +467,7 @@ fn verify_directory(dir: &Path, given: &[VerifierKey], kept: &[Kept], only: Opti
         [] => statements(kept, &[read_key(&dir.join(KEY_FILE))?])?,
         given => statements(kept, given)?,
     };
-    let progress = Progress::at_the_terminal(Unit::Things("parts"));
+    let progress = ProgressDisplay::at_the_terminal(ProgressUnit::Things("parts"));
     progress.begin("receipts verify", directory::parts(dir, only.as_ref()));
     let found = directory::verify_telling(dir, given, only.as_ref(), &elsewhere, &*progress.adder());
     progress.end();
@@ -482,7 +487,7 @@ fn verify_directory(dir: &Path, given: &[VerifierKey], kept: &[Kept], only: Opti
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct VerificationView {
     verified: bool,
     key: Option<String>,
     /// All of them, where several were given.
@@ -490,7 +495,7 @@ struct Shown {
     /// The key came with what it verifies.
     key_is_from_there: bool,
     faults: Vec<FaultShown>,
-    tenants: Vec<TenantShown>,
+    tenants: Vec<VerifiedTenant>,
     nothing_sealed: Vec<String>,
     /// Of tenants that `--source` leaves out.
     checkpoints_left_out: u64,
@@ -505,7 +510,7 @@ struct FaultShown {
 }
 
 #[derive(Serialize)]
-struct TenantShown {
+struct VerifiedTenant {
     source: Option<String>,
     tenant: String,
     verified: bool,
@@ -531,12 +536,12 @@ struct TenantShown {
     faults: Vec<FaultShown>,
 }
 
-fn fault_shown(fault: &Fault) -> FaultShown {
+fn fault_shown(fault: &ReceiptFault) -> FaultShown {
     FaultShown { place: fault.place.clone(), seq: fault.seq, hour: fault.hour, what: fault.wrong.to_string() }
 }
 
-fn tenant_shown(verified: &Verified, (source, verdict): &(Option<String>, Verdict)) -> TenantShown {
-    TenantShown {
+fn tenant_shown(verified: &Verified, (source, verdict): &(Option<String>, Verification)) -> VerifiedTenant {
+    VerifiedTenant {
         source: source.clone(),
         tenant: verdict.tenant.to_string(),
         verified: verdict.is_good(),
@@ -561,7 +566,7 @@ fn tenant_shown(verified: &Verified, (source, verdict): &(Option<String>, Verdic
 
 fn show(verified: &Verified, json: bool, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     if json {
-        let shown = Shown {
+        let shown = VerificationView {
             verified: verified.faults() == 0,
             key: verified.keys.first().map(ToString::to_string),
             keys: verified.keys.iter().map(ToString::to_string).collect(),
@@ -607,7 +612,7 @@ fn print(verified: &Verified, out: &mut (dyn Write + Send)) -> io::Result<()> {
     Ok(())
 }
 
-fn print_tenant(verified: &Verified, verdict: &Verdict, out: &mut (dyn Write + Send)) -> io::Result<()> {
+fn print_tenant(verified: &Verified, verdict: &Verification, out: &mut (dyn Write + Send)) -> io::Result<()> {
     let state = if verdict.is_good() { "verified    " } else { "NOT VERIFIED" };
     if let (Some((first, last)), Some((from, to))) = (verdict.seqs, verdict.hours) {
         writeln!(out, "  {state}  parts {first} to {last}, hours {from} to {to}, {} entries", verdict.entries)?;
@@ -687,7 +692,7 @@ async fn export(
     make_empty(dir)?;
     write_file(&dir.join(KEY_FILE), format!("{}\n", signer.key()).as_bytes())?;
     for (tenant, keys, head) in sealed {
-        let mut parts = Parts::open(&store, &keys, &head).await.map_err(Failure::of_state)?;
+        let mut parts = SealedParts::open(&store, &keys, &head).await.map_err(Failure::of_state)?;
         write_tenant(&dir.join(tenant.as_str()), &mut parts, (&signer, &signed_by)).await?;
     }
     show(&verify_directory(dir, &signed_by, &[], None)?, false, out)
@@ -696,7 +701,7 @@ async fn export(
 /// Writes one tenant's parts, each signed by one of these keys, and the head over what was written.
 async fn write_tenant(
     folder: &Path,
-    parts: &mut Parts<'_>,
+    parts: &mut SealedParts<'_>,
     (signer, signed_by): (&Signer, &[VerifierKey]),
 ) -> Result<(), Failure> {
     make_empty(folder)?;
@@ -714,7 +719,7 @@ async fn write_tenant(
     let previous = last.hash();
     let exported = SystemClock::new().now();
     let Statement { tenant, entries, root, seq, .. } = last;
-    let head = Head { tenant, leaves: leaves_of(entries), root, first, last: seq, previous, exported };
+    let head = ReceiptHead { tenant, leaves: leaves_of(entries), root, first, last: seq, previous, exported };
     write_file(&folder.join(HEAD_FILE), head.sign(signer).as_bytes())?;
     Ok(())
 }

@@ -13,7 +13,7 @@ use jiff::SignedDuration;
 use tokio::runtime::Handle;
 
 use super::exit::Exit;
-use super::progress::{Progress, Unit};
+use super::progress::{ProgressDisplay, ProgressUnit};
 use super::{Failure, loaded, opened};
 use crate::checkpoint::format::Keys;
 use crate::clock::{Clock, SystemClock};
@@ -22,9 +22,9 @@ use crate::exports::input::Input;
 use crate::host::StateStore;
 use crate::hosts::embedded::store::{SqliteStore, StoreError};
 use crate::model::{Actionable, Timestamp};
-use crate::normalise::{Normaliser, Settings};
-use crate::reconcile::class::Class;
-use crate::reconcile::compare::{CompareError, Request, compare};
+use crate::normalise::{Normaliser, NormaliserSettings};
+use crate::reconcile::class::RowClass;
+use crate::reconcile::compare::{CompareError, CompareRequest, compare};
 use crate::reconcile::evidence::Known;
 use crate::reconcile::stored::StateReceipts;
 use crate::reconcile::verdict::Verdict;
@@ -121,12 +121,12 @@ pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Res
     let (json, data_dir) = (args.json, config.data_dir.clone());
     let (name, source) = (name.to_owned(), source.clone());
     let runtime = Handle::current();
-    let progress = Progress::at_the_terminal(Unit::Bytes);
+    let progress = ProgressDisplay::at_the_terminal(ProgressUnit::Bytes);
     let shown = progress.clone();
     let work = move || {
         let export = || watched(inputs(&args.exports, spooled.as_ref())?, &shown, "reconcile: the export");
         let delivered = || watched(inputs(&args.delivered, spooled.as_ref())?, &shown, "reconcile: what was delivered");
-        let request = Request {
+        let request = CompareRequest {
             source: name,
             tenant: source.tenant_id.clone(),
             content_types: source.content_types.clone(),
@@ -192,12 +192,12 @@ pub(super) fn dropping(source: &SourceConfig) -> Result<Option<Normaliser>, Fail
         return Ok(None);
     }
     let rules = source.severity.load().map_err(|error| Failure::of(&error, Exit::Config))?;
-    Ok(Some(Normaliser::new(Settings {
+    Ok(Some(Normaliser::new(NormaliserSettings {
         format: Format::Raw,
         drop_routine: true,
         internal_domains: source.internal_domains.clone(),
         rules,
-        ..Settings::default()
+        ..NormaliserSettings::default()
     })))
 }
 
@@ -229,7 +229,7 @@ fn inputs(files: &[PathBuf], stdin: Option<&Arc<File>>) -> io::Result<Vec<Input<
 }
 
 /// A progress bar for each reading of the inputs.
-fn watched(inputs: Vec<Input<'static>>, progress: &Progress, what: &str) -> io::Result<Vec<Input<'static>>> {
+fn watched(inputs: Vec<Input<'static>>, progress: &ProgressDisplay, what: &str) -> io::Result<Vec<Input<'static>>> {
     progress.begin(what, inputs.iter().map(Input::bytes).sum());
     let watch = progress.adder();
     Ok(inputs.into_iter().map(|input| input.watched(&watch)).collect())
@@ -264,10 +264,10 @@ fn keep(verdict: &mut Verdict, path: &Path) -> io::Result<()> {
 
 /// The exit code: the first of these that applies.
 fn exit_of(verdict: &Verdict) -> Exit {
-    let is_unreadable = verdict.classes.of(Class::Unreadable) > 0 || !verdict.broken.is_empty();
+    let is_unreadable = verdict.classes.of(RowClass::Unreadable) > 0 || !verdict.broken.is_empty();
     match () {
         () if !verdict.unopened.is_empty() => Exit::NoInput,
-        () if verdict.classes.of(Class::Missing) > 0 || verdict.witness.looks_cut => Exit::Left,
+        () if verdict.classes.of(RowClass::Missing) > 0 || verdict.witness.looks_cut => Exit::Left,
         () if is_unreadable => Exit::Data,
         () => Exit::Done,
     }

@@ -16,8 +16,8 @@ use crate::host::StateStore;
 use crate::hosts::embedded::receipts_key;
 use crate::model::{Actionable, TenantId, Timestamp};
 use crate::receipts::note::VerifierKey;
-use crate::report::gather::{Asked, AskedTenant, gather};
-use crate::report::model::{Reconcile, Report};
+use crate::report::gather::{ReportRequest, ReportTenant, gather};
+use crate::report::model::{AuditReport, Reconcile};
 use crate::report::{html, reconciled, text};
 
 /// Arguments of `report`.
@@ -98,7 +98,7 @@ pub async fn report(args: ReportArgs, out: &mut (dyn Write + Send)) -> Result<Ex
         return Err(usage(format!("the period is empty: it would begin {from} and end {to}")));
     }
     let store = opened::for_reading(&config).await?;
-    let asked = Asked {
+    let asked = ReportRequest {
         program: program(),
         now,
         from: args.from,
@@ -135,8 +135,8 @@ fn program() -> String {
     concat!("m365-audit ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-fn asked_tenant(name: &str, source: &SourceConfig, reconcile: Reconcile) -> AskedTenant {
-    AskedTenant {
+fn asked_tenant(name: &str, source: &SourceConfig, reconcile: Reconcile) -> ReportTenant {
+    ReportTenant {
         source: name.to_owned(),
         tenant: source.tenant_id.clone(),
         content_types: source.content_types.clone(),
@@ -157,7 +157,7 @@ pub(super) async fn of_one(
     now: Timestamp,
     path: &Path,
 ) -> Result<(), Failure> {
-    let asked = Asked { program: program(), now, from: None, to: None, receipts_days: 1, key: Ok(key) };
+    let asked = ReportRequest { program: program(), now, from: None, to: None, receipts_days: 1, key: Ok(key) };
     let tenants = vec![asked_tenant(
         name,
         source,
@@ -188,7 +188,7 @@ fn verdict(path: &Path, tenant: &TenantId) -> Reconcile {
     }
 }
 
-fn write(report: &Report, format: ReportFormat, out: &mut dyn Write) -> io::Result<()> {
+fn write(report: &AuditReport, format: ReportFormat, out: &mut dyn Write) -> io::Result<()> {
     match format {
         ReportFormat::Text => text::write(report, out)?,
         ReportFormat::Html => out.write_all(html::page(report).as_bytes())?,
@@ -204,7 +204,7 @@ fn write(report: &Report, format: ReportFormat, out: &mut dyn Write) -> io::Resu
 ///
 /// # Errors
 /// When it cannot be written.
-fn keep(report: &Report, format: ReportFormat, path: &Path) -> Result<(), Failure> {
+fn keep(report: &AuditReport, format: ReportFormat, path: &Path) -> Result<(), Failure> {
     let written = match fs::metadata(path) {
         Ok(found) if !found.is_file() => {
             OpenOptions::new().write(true).open(path).and_then(|mut file| write(report, format, &mut file))
@@ -214,7 +214,7 @@ fn keep(report: &Report, format: ReportFormat, path: &Path) -> Result<(), Failur
     written.map_err(|why| Failure::of(&ReportError::Unwritable { path: path.to_owned(), why }, Exit::State))
 }
 
-fn replace(report: &Report, format: ReportFormat, path: &Path) -> io::Result<()> {
+fn replace(report: &AuditReport, format: ReportFormat, path: &Path) -> io::Result<()> {
     // A link is kept, and its target is replaced.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

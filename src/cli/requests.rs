@@ -15,10 +15,10 @@ use super::{Failure, opened};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::host::StateError;
-use crate::hosts::embedded::control::{Answer, Client, Refusal, Say, VERSION};
+use crate::hosts::embedded::control::{AnswerLine, Client, ControlRefusal, Say, VERSION};
 use crate::hosts::postgres::PostgresStore;
 use crate::hosts::postgres::fence::Fence;
-use crate::hosts::postgres::requests::{Heard, Request};
+use crate::hosts::postgres::requests::{RequestNews, StoredRequest};
 use crate::model::TenantId;
 
 /// Between two looks at the table.
@@ -37,20 +37,20 @@ pub(super) async fn client(config: &Config, source: &str) -> Result<Option<Clien
     let store = opened::shared(cluster).await?;
     let (near, far) = UnixStream::pair().map_err(Failure::io)?;
     let patience = Duration::from_secs(cluster.lease_secs) * NOBODY_AFTER;
-    let question = Question { store, tenant: asked.tenant_id.clone(), patience, clock: SystemClock::new() };
+    let question = ClusterRequest { store, tenant: asked.tenant_id.clone(), patience, clock: SystemClock::new() };
     tokio::spawn(question.carry(far));
     Ok(Some(Client::over(near)))
 }
 
 /// An operator's question on its way.
-struct Question {
+struct ClusterRequest {
     store: PostgresStore,
     tenant: TenantId,
     patience: Duration,
     clock: Arc<dyn Clock>,
 }
 
-impl Question {
+impl ClusterRequest {
     /// Takes the question from the command and brings it the answers.
     async fn carry(self, stream: UnixStream) {
         let (read, mut write) = stream.into_split();
@@ -60,7 +60,7 @@ impl Question {
             Ok(id) => id,
             Err(error) => return say(&mut write, &away(&error)).await,
         };
-        let mut heard = Heard::default();
+        let mut heard = RequestNews::default();
         let (mut waited, mut hung_up) = (Duration::ZERO, false);
         loop {
             tokio::select! {
@@ -98,8 +98,8 @@ impl Question {
     }
 }
 
-async fn say(write: &mut OwnedWriteHalf, refusal: &Refusal) {
-    let answer = Answer { version: VERSION, say: Say::Refused(refusal.clone()) };
+async fn say(write: &mut OwnedWriteHalf, refusal: &ControlRefusal) {
+    let answer = AnswerLine { version: VERSION, say: Say::Refused(refusal.clone()) };
     if let Ok(mut text) = serde_json::to_string(&answer) {
         text.push('\n');
         let _ = write.write_all(text.as_bytes()).await;
@@ -107,12 +107,12 @@ async fn say(write: &mut OwnedWriteHalf, refusal: &Refusal) {
 }
 
 fn is_last(line: &str) -> bool {
-    let answer: Option<Answer> = serde_json::from_str(line).ok();
+    let answer: Option<AnswerLine> = serde_json::from_str(line).ok();
     !matches!(answer.map(|answer| answer.say), Some(Say::Progress(_) | Say::Healing(_)))
 }
 
-fn away(error: &StateError) -> Refusal {
-    Refusal {
+fn away(error: &StateError) -> ControlRefusal {
+    ControlRefusal {
         slug: "cluster-store-away".into(),
         what: error.to_string(),
         hint: "nothing was begun; run the same command again when the database answers".into(),
@@ -120,8 +120,8 @@ fn away(error: &StateError) -> Refusal {
     }
 }
 
-fn gone(tenant: &TenantId) -> Refusal {
-    Refusal {
+fn gone(tenant: &TenantId) -> ControlRefusal {
+    ControlRefusal {
         slug: "cluster-nobody".into(),
         what: format!("the request about tenant `{tenant}` was taken back"),
         hint: "somebody removed it from the table `request`; run the same command again".into(),
@@ -129,8 +129,8 @@ fn gone(tenant: &TenantId) -> Refusal {
     }
 }
 
-fn nobody(tenant: &TenantId) -> Refusal {
-    Refusal {
+fn nobody(tenant: &TenantId) -> ControlRefusal {
+    ControlRefusal {
         slug: "cluster-nobody".into(),
         what: format!("no live member of the cluster reads tenant `{tenant}`, so nobody took the request"),
         hint: "`m365-audit cluster status` shows who is there; start a member whose configuration has the tenant, then run the \
@@ -174,15 +174,22 @@ impl Relay {
 }
 
 /// Asks this process what was asked, and says what it answers.
-async fn answer(store: &PostgresStore, socket: &Path, request: &Request, incarnation: i64, clock: &Arc<dyn Clock>) {
+async fn answer(
+    store: &PostgresStore,
+    socket: &Path,
+    request: &StoredRequest,
+    incarnation: i64,
+    clock: &Arc<dyn Clock>,
+) {
     if let Err(why) = relay(store, socket, request, incarnation, clock).await {
-        let refusal = Refusal {
+        let refusal = ControlRefusal {
             slug: "control-broken".into(),
             what: format!("the member that reads the tenant could not ask itself: {why}"),
             hint: "look at its log, then run the same command again: a back-fill goes on where it was".into(),
             exit: Exit::State as u8,
         };
-        let said = serde_json::to_string(&Answer { version: VERSION, say: Say::Refused(refusal) }).unwrap_or_default();
+        let said =
+            serde_json::to_string(&AnswerLine { version: VERSION, say: Say::Refused(refusal) }).unwrap_or_default();
         let _ = store.say(request.id, incarnation, &said, true).await;
     }
 }
@@ -190,7 +197,7 @@ async fn answer(store: &PostgresStore, socket: &Path, request: &Request, incarna
 async fn relay(
     store: &PostgresStore,
     socket: &Path,
-    request: &Request,
+    request: &StoredRequest,
     incarnation: i64,
     clock: &Arc<dyn Clock>,
 ) -> Result<(), String> {

@@ -17,7 +17,7 @@ use super::alike::Alike;
 use super::exit::Exit;
 use super::keeping::keeping;
 use super::purge;
-use super::seat::{Seat, refuse_in_cluster, warn_of_durability};
+use super::seat::{ClusterSeat, refuse_in_cluster, warn_of_durability};
 use super::service::Service;
 use super::{Failure, loaded, logging, opened};
 use crate::checkpoint::journal::Keeping;
@@ -26,20 +26,20 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{ClusterConfig, Config, Problem, SinkConfig, SinkEntry};
 use crate::delivery;
 use crate::host::{Host, StateError, StateStore};
-use crate::hosts::embedded::completeness::Completeness;
-use crate::hosts::embedded::control::{Backend, ControlServer, MoveAsked, PurgeAsked, Refusal};
+use crate::hosts::embedded::completeness::CompletenessReader;
+use crate::hosts::embedded::control::{Backend, ControlRefusal, ControlServer, MoveAsked, PurgeAsked};
 use crate::hosts::embedded::descriptors;
 use crate::hosts::embedded::metrics_server::{MetricsServer, Readiness, Served};
 use crate::hosts::embedded::notebook::Notebook;
 use crate::hosts::embedded::recorder;
-use crate::hosts::embedded::registry::{Entry, Registry};
+use crate::hosts::embedded::registry::{Registry, RunningSource};
 use crate::hosts::embedded::selection::Selection;
 use crate::hosts::embedded::sink::LOOK_EVERY;
 use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::{DataDir, SqliteStore};
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
 use crate::hosts::postgres::PostgresStore;
-use crate::hosts::postgres::leases::{Ending, Order};
+use crate::hosts::postgres::leases::{Ending, LeaseOrder};
 use crate::hosts::{file, open_sink, stdout};
 use crate::model::{Actionable, TenantId};
 use crate::source::checkpoints::RECEIPTS;
@@ -68,10 +68,10 @@ pub struct RunArgs {
 /// With fewer connections to Microsoft than these tenants wait for each other.
 const FEW_CONNECTIONS: usize = 256;
 
-type Ended = (String, Result<Report, SourceError>);
+type SourceEnd = (String, Result<Report, SourceError>);
 
 /// A source that was started, configured in [`Process::config`].
-struct Running {
+struct StartedSource {
     tenant: TenantId,
     stop: CancellationToken,
     /// Whether it has ended by itself; a reload starts it again.
@@ -83,8 +83,8 @@ struct Process {
     config: Config,
     clock: Arc<dyn Clock>,
     host: Arc<EmbeddedHost>,
-    sources: BTreeMap<String, Running>,
-    tasks: JoinSet<Ended>,
+    sources: BTreeMap<String, StartedSource>,
+    tasks: JoinSet<SourceEnd>,
     fleet: Fleet,
     once: bool,
     worst: Exit,
@@ -98,7 +98,7 @@ struct Process {
     service: Service,
     alike: Alike,
     /// This process's place in the cluster.
-    cluster: Option<Seat>,
+    cluster: Option<ClusterSeat>,
 }
 
 /// The data that sinks keep across restarts.
@@ -135,9 +135,9 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     files.into_iter().chain(config.warnings()).for_each(|warning| warn_of(&warning));
     let clock: Arc<dyn Clock> = SystemClock::new();
     // The control socket does not exist yet: only the log can report a file system that does not answer.
-    let slow = tell_when_slow(clock.clone());
+    let slow = warn_when_slow(clock.clone());
     let stop = CancellationToken::new();
-    let Stored { state, own: store, shared, memory, data_dir: _data_dir } = open_state(&config).await?;
+    let StateLocation { state, own: store, shared, memory, data_dir: _data_dir } = open_state(&config).await?;
     // The owner of the folder's lock may create the key in it.
     let receipts = keeping(&config);
     if config.cluster.is_some() {
@@ -173,7 +173,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     );
 
     let mut fleet = Fleet::bounded(connections_bound()).reading_at_most(config.catch_up_tenants_max);
-    let cluster = shared.map(|(cluster, store)| Seat::take(&cluster, store, &config, &host, &clock));
+    let cluster = shared.map(|(cluster, store)| ClusterSeat::take(&cluster, store, &config, &host, &clock));
     if let Some(seat) = &cluster {
         fleet = fleet.while_allowed(seat.may_ask());
         readiness.joins(seat.is_member());
@@ -214,7 +214,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
 }
 
 /// Where the state is.
-struct Stored {
+struct StateLocation {
     state: Arc<dyn StateStore>,
     /// Under `data_dir`.
     own: Option<Arc<SqliteStore>>,
@@ -225,23 +225,23 @@ struct Stored {
     data_dir: Option<DataDir>,
 }
 
-async fn open_state(config: &Config) -> Result<Stored, Failure> {
+async fn open_state(config: &Config) -> Result<StateLocation, Failure> {
     let Some(cluster) = &config.cluster else {
         let store = Arc::new(SqliteStore::open(&config.data_dir)?);
         let memory = SinkMemory::load(&store).await?;
         let state = memory.book.kept_in(store.clone());
-        return Ok(Stored { state, own: Some(store), shared: None, memory, data_dir: None });
+        return Ok(StateLocation { state, own: Some(store), shared: None, memory, data_dir: None });
     };
     let data_dir = Some(DataDir::take(&config.data_dir)?);
     let store = opened::shared(cluster).await?;
     warn_of_durability(&store).await?;
     let (state, shared) = (Arc::new(store.clone()), Some((cluster.clone(), store)));
-    Ok(Stored { state, own: None, shared, memory: SinkMemory::none(), data_dir })
+    Ok(StateLocation { state, own: None, shared, memory: SinkMemory::none(), data_dir })
 }
 
 impl Process {
     async fn until_end(mut self, stop_on_stdin_eof: bool) -> Result<Exit, Failure> {
-        let mut signals = Signals::new()?;
+        let mut signals = ProcessSignals::new()?;
         let mut stdin_end = std::pin::pin!(async move {
             if stop_on_stdin_eof { wait_for_stdin_end().await } else { std::future::pending().await }
         });
@@ -261,15 +261,15 @@ impl Process {
                     None if self.cluster.is_some() => {}
                     None => break,
                 },
-                order = Seat::next(&mut self.cluster) => if self.obey(order).await { break },
+                order = ClusterSeat::next(&mut self.cluster) => if self.obey(order).await { break },
                 what = signals.next() => match what {
-                    Asked::Reload => {
+                    SignalRequest::Reload => {
                         self.service.reloading();
                         self.reload().await;
                         self.service.ready(&self.standing());
                     }
-                    Asked::Stop => break,
-                    Asked::Quit => return Ok(Exit::Done),
+                    SignalRequest::Stop => break,
+                    SignalRequest::Quit => return Ok(Exit::Done),
                 },
                 Some(asked) = self.moves.recv() => self.moved(asked).await,
                 Some(asked) = self.purges.recv() => self.purge(asked).await,
@@ -324,11 +324,11 @@ impl Process {
     fn start(&mut self, name: String) {
         let Some(config) = self.config.sources.get(&name).cloned() else { return };
         let stop = CancellationToken::new();
-        let (counter, desk) = backfill::desk();
-        let (heal, heal_desk) = heal::desk::desk();
+        let (counter, request_queue) = backfill::request_queue();
+        let (heal, heal_desk) = heal::requests::request_queue();
         let (retries, asked) = aside::asking();
         let tenant = config.tenant_id.clone();
-        let entry = Entry {
+        let entry = RunningSource {
             tenant: config.tenant_id.clone(),
             content_types: config.content_types.clone(),
             max_requests_per_minute: config.max_requests_per_minute,
@@ -343,8 +343,8 @@ impl Process {
             backfill_secs = config.backfill_secs, "source started"
         );
         let source = M365Audit::new(name.as_str(), config, self.clock.clone())
-            .with_desk(desk)
-            .with_heal_desk(heal_desk)
+            .with_backfill_queue(request_queue)
+            .with_heal_queue(heal_desk)
             .with_retries(asked)
             .in_fleet(&self.fleet);
         let source = match &self.receipts {
@@ -357,7 +357,7 @@ impl Process {
             None => self.host.clone(),
         };
         let running = source.run(host, stop.clone());
-        self.sources.insert(name.clone(), Running { tenant, stop, ended: false });
+        self.sources.insert(name.clone(), StartedSource { tenant, stop, ended: false });
         self.tasks.spawn(async move { (name, running.await) });
     }
 
@@ -411,9 +411,9 @@ impl Process {
     }
 
     /// Carries out an order of the leases; `true`: the process ends.
-    async fn obey(&mut self, order: Order) -> bool {
+    async fn obey(&mut self, order: LeaseOrder) -> bool {
         match order {
-            Order::Start(tenant) => {
+            LeaseOrder::Start(tenant) => {
                 let names: Vec<String> =
                     self.config.sources.iter().filter(|(_, s)| s.tenant_id == tenant).map(|(n, _)| n.clone()).collect();
                 for name in names {
@@ -422,7 +422,7 @@ impl Process {
                     }
                 }
             }
-            Order::Stop(tenants, answer) => {
+            LeaseOrder::Stop(tenants, answer) => {
                 let over =
                     self.sources.iter().filter(|(_, running)| running.ended && tenants.contains(&running.tenant));
                 for name in over.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
@@ -439,8 +439,8 @@ impl Process {
                     seat.stopping(waiting, answer);
                 }
             }
-            Order::Reload => self.reload().await,
-            Order::End => {
+            LeaseOrder::Reload => self.reload().await,
+            LeaseOrder::End => {
                 self.worst = self.worst.max(Exit::State);
                 return true;
             }
@@ -488,7 +488,7 @@ impl Process {
         }
         let _ = answer.send(match result {
             Ok(moved) => Ok(moved.iter().map(ToString::to_string).collect()),
-            Err(error) => Err(Refusal::of(&error, Exit::from(&error) as u8)),
+            Err(error) => Err(ControlRefusal::of(&error, Exit::from(&error) as u8)),
         });
     }
 
@@ -497,10 +497,12 @@ impl Process {
         self.reload().await;
         let read = self.config.sources.iter().find(|(_, source)| source.tenant_id == tenant);
         let result = match read {
-            Some((name, _)) => Err(Refusal::of(&purge::StillRead { name: name.clone(), tenant }, Exit::Config as u8)),
+            Some((name, _)) => {
+                Err(ControlRefusal::of(&purge::StillRead { name: name.clone(), tenant }, Exit::Config as u8))
+            }
             None => {
                 let Some(store) = self.store.clone() else {
-                    let _ = answer.send(Err(Refusal::of(&purge::InCluster, Exit::State as u8)));
+                    let _ = answer.send(Err(ControlRefusal::of(&purge::InCluster, Exit::State as u8)));
                     return;
                 };
                 let mut work = std::pin::pin!(purge::purge(&store, &self.config.data_dir, &tenant));
@@ -510,7 +512,7 @@ impl Process {
                         () = self.clock.sleep(LOOK_EVERY) => self.service.alive(),
                     }
                 };
-                done.map_err(|error| Refusal::of(&error, Exit::State as u8))
+                done.map_err(|error| ControlRefusal::of(&error, Exit::State as u8))
             }
         };
         let _ = answer.send(result);
@@ -592,7 +594,7 @@ impl Process {
         self.fleet.set_reading_max(new.catch_up_tenants_max);
         self.alike.set_tenants(new.sources.len());
         self.config = Config { data_dir: self.config.data_dir.clone(), cluster: self.config.cluster.clone(), ..new };
-        let held = self.cluster.as_ref().map(|seat| seat.tell_tenants(&self.config));
+        let held = self.cluster.as_ref().map(|seat| seat.publish_tenants(&self.config));
         for (name, source) in self.config.sources.clone() {
             // In a cluster only sources whose tenant this process has are started; the leases start the others.
             let is_ours = held.as_ref().is_none_or(|fence| fence.keeps(&source.tenant_id));
@@ -663,7 +665,7 @@ fn serve_control(
 }
 
 /// Logs that the start takes long, until it is aborted.
-fn tell_when_slow(clock: Arc<dyn Clock>) -> tokio::task::JoinHandle<()> {
+fn warn_when_slow(clock: Arc<dyn Clock>) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let began = clock.monotonic();
         loop {
@@ -691,7 +693,7 @@ async fn serve_metrics(
     let served = Served {
         monitor: monitor.clone(),
         registry: registry.clone(),
-        completeness: Completeness::new(state, clock.clone()),
+        completeness: CompletenessReader::new(state, clock.clone()),
         detail: metrics.detail,
         hosts: metrics.hosts.clone(),
         docs_url: metrics.docs_url.clone(),
@@ -710,7 +712,7 @@ async fn beat(beats: &mut Option<tokio::time::Interval>) {
     }
 }
 
-enum Asked {
+enum SignalRequest {
     Stop,
     Reload,
     Quit,
@@ -734,14 +736,14 @@ fn connections_bound() -> usize {
 }
 
 /// The signals this process listens to.
-pub(super) struct Signals {
+pub(super) struct ProcessSignals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
     quit: Signal,
 }
 
-impl Signals {
+impl ProcessSignals {
     pub(super) fn new() -> Result<Self, Failure> {
         let on = |kind| signal(kind).map_err(Failure::io);
         Ok(Self {
@@ -752,12 +754,12 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Asked {
+    async fn next(&mut self) -> SignalRequest {
         tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.interrupt.recv() => Asked::Stop,
-            _ = self.hangup.recv() => Asked::Reload,
-            _ = self.quit.recv() => Asked::Quit,
+            _ = self.terminate.recv() => SignalRequest::Stop,
+            _ = self.interrupt.recv() => SignalRequest::Stop,
+            _ = self.hangup.recv() => SignalRequest::Reload,
+            _ = self.quit.recv() => SignalRequest::Quit,
         }
     }
 
@@ -768,7 +770,7 @@ impl Signals {
 
     /// Resolves at the first signal that ends the process.
     pub(super) async fn next_stop(&mut self) {
-        while let Asked::Reload = self.next().await {}
+        while let SignalRequest::Reload = self.next().await {}
     }
 }
 

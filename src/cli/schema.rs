@@ -7,7 +7,7 @@ use crate::hosts::embedded::status::status_schema;
 
 /// Which schema to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Subject {
+pub enum SchemaSubject {
     /// The configuration file.
     Config,
     /// A record of `format = "native"`.
@@ -21,7 +21,7 @@ pub enum Subject {
 pub struct Args {
     /// What to describe.
     #[arg(value_enum)]
-    pub subject: Subject,
+    pub subject: SchemaSubject,
 }
 
 /// Prints the schema.
@@ -30,9 +30,9 @@ pub struct Args {
 /// `out` cannot be written.
 pub fn schema(args: &Args, out: &mut dyn Write) -> io::Result<()> {
     let schema = match args.subject {
-        Subject::Config => config_schema(),
-        Subject::Record => record_schema(),
-        Subject::Status => status_schema(),
+        SchemaSubject::Config => config_schema(),
+        SchemaSubject::Record => record_schema(),
+        SchemaSubject::Status => status_schema(),
     };
     out.write_all(pretty(&schema).as_bytes())
 }

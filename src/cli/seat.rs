@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::hosts::embedded::EmbeddedHost;
 use crate::hosts::postgres::PostgresStore;
 use crate::hosts::postgres::fence::{Fence, FencedHost};
-use crate::hosts::postgres::leases::{Desk, Ending, Keeper, Order};
+use crate::hosts::postgres::leases::{Ending, LeaseChannels, LeaseKeeper, LeaseOrder};
 use crate::hosts::postgres::members::{Introduction, Member};
 use crate::model::TenantId;
 
@@ -27,11 +27,11 @@ use crate::model::TenantId;
 const LEAVE_WAIT: Duration = Duration::from_secs(2);
 
 /// The seat.
-pub(super) struct Seat {
+pub(super) struct ClusterSeat {
     /// The host, behind the fence.
     pub(super) host: Arc<dyn Host>,
     fence: Arc<Fence>,
-    desk: Desk,
+    desk: LeaseChannels,
     stopping: Vec<(BTreeSet<TenantId>, oneshot::Sender<()>)>,
     stop: CancellationToken,
     keeper: JoinHandle<()>,
@@ -74,7 +74,7 @@ pub(super) async fn warn_of_durability(store: &PostgresStore) -> Result<(), Fail
     Ok(())
 }
 
-impl Seat {
+impl ClusterSeat {
     /// Joins, beside everything else.
     pub(super) fn take(
         cluster: &ClusterConfig,
@@ -94,14 +94,14 @@ impl Seat {
         let member = Member::new(store.clone(), said);
         let told = host.clone();
         let on_trouble = Box::new(move |trouble| told.store_trouble(trouble));
-        let (keeper, desk) = Keeper::new(store.clone(), member, lease, fence.clone(), clock.clone(), on_trouble);
+        let (keeper, desk) = LeaseKeeper::new(store.clone(), member, lease, fence.clone(), clock.clone(), on_trouble);
         let stop = CancellationToken::new();
         let keeper = tokio::spawn(keeper.run(stop.clone()));
         let relay = Relay { store, fence: fence.clone(), socket: config.control_socket(), clock: clock.clone() };
         let relay = tokio::spawn(relay.run());
         let host: Arc<dyn Host> = Arc::new(FencedHost::new(host.clone(), fence.clone()));
         let seat = Self { host, fence, desk, stopping: Vec::new(), stop, keeper, relay };
-        seat.tell_tenants(config);
+        seat.publish_tenants(config);
         seat
     }
 
@@ -118,14 +118,14 @@ impl Seat {
     }
 
     /// The configuration has these tenants now. Returns what says which of them this process has.
-    pub(super) fn tell_tenants(&self, config: &Config) -> Arc<Fence> {
+    pub(super) fn publish_tenants(&self, config: &Config) -> Arc<Fence> {
         let tenants: BTreeSet<TenantId> = config.sources.values().map(|source| source.tenant_id.clone()).collect();
         self.desk.tenants.send_replace(tenants);
         self.fence.clone()
     }
 
     /// The next order; never without a cluster.
-    pub(super) async fn next(seat: &mut Option<Self>) -> Order {
+    pub(super) async fn next(seat: &mut Option<Self>) -> LeaseOrder {
         match seat {
             Some(seat) => match seat.desk.orders.recv().await {
                 Some(order) => order,

@@ -35,31 +35,31 @@ impl Service {
 
     /// Everything is started, or a reload is over.
     pub(super) fn ready(&self, status: &str) {
-        self.tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+        self.notify_manager(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 
     /// The configuration is being read again.
     pub(super) fn reloading(&self) {
         // `Type=notify-reload` waits for the time of the reload; `Type=notify` does not read it.
         match NotifyState::monotonic_usec_now() {
-            Ok(now) => self.tell(&[NotifyState::Reloading, now]),
-            Err(_) => self.tell(&[NotifyState::Reloading]),
+            Ok(now) => self.notify_manager(&[NotifyState::Reloading, now]),
+            Err(_) => self.notify_manager(&[NotifyState::Reloading]),
         }
     }
 
     /// Sources and sinks are being stopped.
     pub(super) fn stopping(&self) {
-        self.tell(&[NotifyState::Stopping]);
+        self.notify_manager(&[NotifyState::Stopping]);
     }
 
     /// The loop has turned.
     pub(super) fn alive(&self) {
         if self.beat.is_some() {
-            self.tell(&[NotifyState::Watchdog]);
+            self.notify_manager(&[NotifyState::Watchdog]);
         }
     }
 
-    fn tell(&self, states: &[NotifyState<'_>]) {
+    fn notify_manager(&self, states: &[NotifyState<'_>]) {
         if self.listens
             && let Err(error) = sd_notify::notify(states)
         {

@@ -15,10 +15,10 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::glance::{self, Row, Screen, State, Which, text_of};
+use super::glance::{self, RowState, Screen, TenantFilter, TenantRow, text_of};
 use super::keeping::keeping;
 use super::moment::span;
-use super::progress::{Progress, Unit};
+use super::progress::{ProgressDisplay, ProgressUnit};
 use super::{Failure, loaded, opened, requests, transfer};
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
 use crate::checkpoint::heal::{HealedInterval, NotKnown, StoredHeal};
@@ -62,7 +62,7 @@ enum StateCommand {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        which: Which,
+        which: TenantFilter,
     },
     /// Move positions, beside a running process too: what became available from a time on is read (again), what lies
     /// before is not
@@ -156,12 +156,12 @@ struct HeldShown {
     oldest: Option<Timestamp>,
     /// What the oldest waits for until its decision.
     #[serde(skip_serializing_if = "Option::is_none")]
-    waits_for: Option<WaitsFor>,
+    waits_for: Option<ShownWait>,
 }
 
 /// A content type that may flag reads on hold.
 #[derive(Serialize, Clone, Debug, PartialEq)]
-struct WaitsFor {
+struct ShownWait {
     content_type: String,
     /// The time until which it must be complete to decide the oldest read.
     needed_until: Timestamp,
@@ -193,7 +193,7 @@ struct AsideShown {
 pub async fn state(args: StateArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     match args.command {
         StateCommand::Show { config, json, which } => {
-            let which = if json { Which::default() } else { which };
+            let which = if json { TenantFilter::default() } else { which };
             // The state does not depend on a file that is missing for one of many tenants.
             show(&loaded::load_to_run(&config).await?.0, json, &which, out).await
         }
@@ -228,7 +228,12 @@ fn usage(message: String) -> Failure {
     Failure { message: format!("usage: {message}"), exit: Exit::Usage }
 }
 
-async fn show(config: &Config, json: bool, which: &Which, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+async fn show(
+    config: &Config,
+    json: bool,
+    which: &TenantFilter,
+    out: &mut (dyn Write + Send),
+) -> Result<Exit, Failure> {
     which.known(config.sources.keys().map(String::as_str))?;
     let store = opened::for_reading(config).await?;
     let mut shown = BTreeMap::new();
@@ -264,7 +269,7 @@ async fn show(config: &Config, json: bool, which: &Which, out: &mut (dyn Write +
 }
 
 /// The line of a source.
-fn row(name: &str, streams: &[StreamShown], now: Timestamp) -> Row {
+fn row(name: &str, streams: &[StreamShown], now: Timestamp) -> TenantRow {
     let aside: usize = streams.iter().map(|stream| stream.set_aside.len()).sum();
     let owed: usize = streams.iter().map(|stream| stream.tracked.len()).sum();
     let first_gone = streams.iter().flat_map(|stream| &stream.tracked).map(|blob| blob.expires).min();
@@ -281,11 +286,11 @@ fn row(name: &str, streams: &[StreamShown], now: Timestamp) -> Row {
         wrong.push(format!("{} set aside", counted(aside as u64, "record")));
     }
     let state = match delay {
-        None => State { word: "new", rank: 3 },
-        _ if is_expiring => State { word: "expiring", rank: 0 },
-        _ if aside > 0 => State { word: "aside", rank: 1 },
-        Some(delay) if delay > BEHIND => State { word: "behind", rank: 2 },
-        Some(_) => State { word: "well", rank: 4 },
+        None => RowState { word: "new", rank: 3 },
+        _ if is_expiring => RowState { word: "expiring", rank: 0 },
+        _ if aside > 0 => RowState { word: "aside", rank: 1 },
+        Some(delay) if delay > BEHIND => RowState { word: "behind", rank: 2 },
+        Some(_) => RowState { word: "well", rank: 4 },
     };
     let is_well = state.rank > 2;
     match delay {
@@ -300,7 +305,7 @@ fn row(name: &str, streams: &[StreamShown], now: Timestamp) -> Row {
         wrong.push(format!("back-fill {backfill}"));
     }
     let delay_secs = delay.map(|delay| delay.as_secs_f64());
-    Row { delay_secs, wrong: wrong.join("; "), is_well, ..Row::of(name, state) }
+    TenantRow { delay_secs, wrong: wrong.join("; "), is_well, ..TenantRow::of(name, state) }
 }
 
 /// The stored state of a source's content types.
@@ -365,7 +370,7 @@ fn waits_for(
     hold_secs: u64,
     complete: &[(ContentType, Option<Timestamp>)],
     now: Timestamp,
-) -> Option<WaitsFor> {
+) -> Option<ShownWait> {
     let hold = SignedDuration::from_secs(i64::try_from(hold_secs).unwrap_or(i64::MAX));
     let needed_until = oldest?.saturating_add(hold).unwrap_or(Timestamp::MAX);
     let (content_type, complete_until) = waited_for(complete.iter().copied())?;
@@ -373,7 +378,7 @@ fn waits_for(
         return None;
     }
     let behind_secs = complete_until.map(|complete| now.duration_since(complete).as_secs());
-    Some(WaitsFor { content_type: content_type.to_string(), needed_until, complete_until, behind_secs })
+    Some(ShownWait { content_type: content_type.to_string(), needed_until, complete_until, behind_secs })
 }
 
 /// The held reads, by content type.
@@ -405,7 +410,7 @@ fn print(stream: &StreamShown, out: &mut (dyn Write + Send)) -> std::io::Result<
     }
     if let HeldShown { events, bytes, oldest: Some(oldest), waits_for } = &stream.held {
         writeln!(out, "  on hold         {events} routine reads ({bytes} bytes), the oldest made available {oldest}")?;
-        if let Some(WaitsFor { content_type, needed_until, complete_until, behind_secs }) = waits_for {
+        if let Some(ShownWait { content_type, needed_until, complete_until, behind_secs }) = waits_for {
             let stands = match (complete_until, behind_secs) {
                 (Some(complete), Some(behind)) => format!("it is until {complete}, {} behind", span(*behind as f64)),
                 _ => "nothing of it is yet".to_owned(),
@@ -451,7 +456,7 @@ async fn export(config: &Config, out: &mut (dyn Write + Send)) -> Result<Exit, F
             found.extend(store.list(&keys.aside(content_type)).await.map_err(Failure::of_state)?);
         }
     }
-    let progress = Progress::beside_output(Unit::Things("records"));
+    let progress = ProgressDisplay::beside_output(ProgressUnit::Things("records"));
     progress.begin("state export", Some(found.len() as u64));
     for (key, _) in found {
         // Beside a running process a record may disappear between the list and the load.

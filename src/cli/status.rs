@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::asking::ask;
 use super::exit::Exit;
-use super::glance::{self, Row, Screen, State, Which, colour_of, text_of};
+use super::glance::{self, RowState, Screen, TenantFilter, TenantRow, colour_of, text_of};
 use super::moment::span;
 use super::{Failure, loaded, run};
 use crate::config::Config;
@@ -53,7 +53,7 @@ pub struct StatusArgs {
     #[arg(long, value_name = "SECS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
     every: u64,
     #[command(flatten)]
-    which: Which,
+    which: TenantFilter,
 }
 
 /// Shows the status of the process.
@@ -81,9 +81,9 @@ pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Ex
     let first = ask(&socket).await?.ok_or_else(|| none_runs(&config, &args.config))?;
     args.which.known(first.sources.iter().map(|source| source.name.as_str()))?;
     // The same for signals, so that none ends the process with the screen taken over.
-    let mut signals = run::Signals::new()?;
+    let mut signals = run::ProcessSignals::new()?;
     let mut terminal = ratatui::try_init().map_err(Failure::io)?;
-    let view = View { status: first, which: args.which, trouble: None, scroll: 0 };
+    let view = LiveView { status: first, which: args.which, trouble: None, scroll: 0 };
     let shown = live(&mut terminal, &mut signals, &socket, view, Duration::from_secs(args.every)).await;
     ratatui::restore();
     shown.map(|()| Exit::Done)
@@ -108,9 +108,9 @@ pub(super) fn none_runs(config: &Config, path: &Path) -> Failure {
 }
 
 /// The state of the live view.
-struct View {
+struct LiveView {
     status: Status,
-    which: Which,
+    which: TenantFilter,
     /// Why the status is outdated.
     trouble: Option<String>,
     scroll: u16,
@@ -119,9 +119,9 @@ struct View {
 /// Shows the status until a key, a signal, or the end of the terminal ends it.
 async fn live(
     terminal: &mut DefaultTerminal,
-    signals: &mut run::Signals,
+    signals: &mut run::ProcessSignals,
     socket: &Path,
-    mut view: View,
+    mut view: LiveView,
     every: Duration,
 ) -> Result<(), Failure> {
     // On a thread of its own: when the terminal is gone, the library's reads return at once, for ever.
@@ -187,7 +187,7 @@ fn has_gone() -> bool {
 }
 
 /// Whether to continue.
-fn on_event(view: &mut View, event: &Event) -> bool {
+fn on_event(view: &mut LiveView, event: &Event) -> bool {
     let Event::Key(key) = event else { return true };
     if key.kind == KeyEventKind::Release {
         return true;
@@ -205,7 +205,7 @@ fn on_event(view: &mut View, event: &Event) -> bool {
     true
 }
 
-fn draw(frame: &mut Frame<'_>, view: &mut View) {
+fn draw(frame: &mut Frame<'_>, view: &mut LiveView) {
     let [body, foot] = Layout::vertical([Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
     let screen = Screen { width: Some(body.width.into()), height: body.height.into(), scrolls: false };
     let lines = shown(&view.status, &view.which, screen);
@@ -228,7 +228,7 @@ fn draw(frame: &mut Frame<'_>, view: &mut View) {
 }
 
 /// The selected part of a status: a line for each tenant if there are many, else all details.
-fn shown(status: &Status, which: &Which, screen: Screen) -> Vec<Line<'static>> {
+fn shown(status: &Status, which: &TenantFilter, screen: Screen) -> Vec<Line<'static>> {
     if which.one_line(status.sources.iter().map(|source| source.name.as_str())) {
         return at_a_glance(status, which, screen);
     }
@@ -242,7 +242,7 @@ fn shown(status: &Status, which: &Which, screen: Screen) -> Vec<Line<'static>> {
 }
 
 /// One line for each tenant, and the faults of the sinks and the state.
-fn at_a_glance(status: &Status, which: &Which, screen: Screen) -> Vec<Line<'static>> {
+fn at_a_glance(status: &Status, which: &TenantFilter, screen: Screen) -> Vec<Line<'static>> {
     let mut lines = head(status);
     let troubled: Vec<&Sink> = status.sinks.iter().filter(|sink| sink.state != "healthy").collect();
     let rate: f64 = status.sinks.iter().map(|sink| sink.records_per_sec).sum();
@@ -258,16 +258,16 @@ fn at_a_glance(status: &Status, which: &Which, screen: Screen) -> Vec<Line<'stat
 }
 
 /// The line of a source.
-fn row(source: &Source, now: Timestamp) -> Row {
+fn row(source: &Source, now: Timestamp) -> TenantRow {
     let rank = source.rank();
     let word = ["failed", "degraded", "starting"].get(usize::from(rank)).copied().unwrap_or("healthy");
-    let state = State { word, rank };
+    let state = RowState { word, rank };
     let mut wrong = source.troubles();
     let is_well = wrong.is_empty();
     if let Some(waited) = source.turn_waiting_secs {
         wrong.push(format!("waits for its turn to read for {}", span(waited)));
     }
-    Row { wrong: wrong.join("; "), is_well, ..Row::of(&source.name, state) }.with_live(Some(source), now)
+    TenantRow { wrong: wrong.join("; "), is_well, ..TenantRow::of(&source.name, state) }.with_live(Some(source), now)
 }
 
 /// The lines about the process.
@@ -522,7 +522,7 @@ fn second(time: Timestamp) -> String {
 mod tests {
     use super::*;
     use crate::hosts::embedded::status::{Line as LogLine, Process};
-    use crate::source::backfill::Snapshot;
+    use crate::source::backfill::BackfillNumbers;
     use expect_test::expect;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
@@ -571,7 +571,7 @@ mod tests {
     fn example() -> Status {
         let mut contoso = source("contoso", "healthy", None);
         contoso.backfill =
-            Some(Snapshot { span_secs: 200, read_secs: 50, blobs: 7, events: 90, ..Snapshot::default() });
+            Some(BackfillNumbers { span_secs: 200, read_secs: 50, blobs: 7, events: 90, ..BackfillNumbers::default() });
         Status {
             process: Process {
                 pid: 4242,
@@ -605,7 +605,7 @@ mod tests {
         }
     }
 
-    fn screen(view: &mut View, width: u16, height: u16) -> String {
+    fn screen(view: &mut LiveView, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, view)).unwrap();
         let buffer = terminal.backend().buffer().clone();
@@ -633,7 +633,7 @@ mod tests {
 
     #[test]
     fn the_page_shows_every_stream_and_the_source_in_trouble_first() {
-        let mut view = View { status: example(), which: Which::default(), trouble: None, scroll: 0 };
+        let mut view = LiveView { status: example(), which: TenantFilter::default(), trouble: None, scroll: 0 };
         expect![[r#"
             m365-audit 0.1.0  pid 4242  up 3 h 0 min  failed  2026-05-03 10:00:00Z
 
@@ -659,7 +659,7 @@ mod tests {
 
     #[test]
     fn a_small_terminal_scrolls_to_the_end_and_no_further() {
-        let mut view = View { status: example(), which: Which::default(), trouble: None, scroll: 0 };
+        let mut view = LiveView { status: example(), which: TenantFilter::default(), trouble: None, scroll: 0 };
         let press = |code| Event::Key(KeyEvent::new(code, KeyModifiers::NONE));
         for _ in 0..20 {
             assert!(on_event(&mut view, &press(KeyCode::PageDown)));
@@ -675,7 +675,7 @@ mod tests {
 
     #[test]
     fn a_narrow_terminal_shows_the_lag_and_the_expiry_on_one_line() {
-        let mut view = View { status: example(), which: Which::default(), trouble: None, scroll: 0 };
+        let mut view = LiveView { status: example(), which: TenantFilter::default(), trouble: None, scroll: 0 };
         let shown = screen(&mut view, 80, 20);
         let row = shown.lines().find(|line| line.contains("Audit.Exchange")).unwrap();
         assert_eq!(row, "  Audit.Exchange                    7 min    6 min ago        2      90 min");
@@ -740,7 +740,8 @@ mod tests {
         let source = &mut status.sources[0];
         (source.quota.refused, source.set_aside) = (1, 1);
         (source.streams[0].gaps, source.streams[0].lost) = (1, 1);
-        source.backfill = Some(Snapshot { span_secs: 10, read_secs: 1, blobs: 1, events: 1, ..Snapshot::default() });
+        source.backfill =
+            Some(BackfillNumbers { span_secs: 10, read_secs: 1, blobs: 1, events: 1, ..BackfillNumbers::default() });
         (status.sinks[0].records, status.sinks[0].retries) = (1, 1);
         let text: Vec<String> = page(&status, 120).iter().map(text_of).collect();
         let text = text.join("\n");
@@ -752,9 +753,9 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_is_said_below_what_was_last_known() {
-        let mut view = View {
+        let mut view = LiveView {
             status: example(),
-            which: Which::default(),
+            which: TenantFilter::default(),
             trouble: Some("the process has ended".into()),
             scroll: 0,
         };

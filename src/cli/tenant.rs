@@ -15,7 +15,7 @@ use super::exit::Exit;
 use super::{Failure, loaded, opened, purge, written};
 use crate::config::ClusterConfig;
 use crate::config::{
-    Config, ConfigError, Declared, Fault, Files, Problem, SOURCE_TYPE, Survey, source_schema, typed_from_text,
+    Config, ConfigError, ConfigFiles, Declared, Fault, Problem, SOURCE_TYPE, Survey, source_schema, typed_from_text,
 };
 use crate::hosts::embedded::control::{Client, Say, What};
 use crate::hosts::embedded::store::{SqliteStore, running};
@@ -99,14 +99,14 @@ fn usage(message: impl Into<String>) -> Failure {
 }
 
 /// The path of the configuration, and its declarations.
-struct Before {
+struct CurrentConfig {
     config: PathBuf,
     survey: Survey,
     /// The cluster, and its table of tenants.
     cluster: Option<(PostgresStore, Vec<StoredTenant>)>,
 }
 
-impl Before {
+impl CurrentConfig {
     async fn of(config: &Path) -> Result<Self, Failure> {
         let cluster = match Config::cluster_of(config) {
             Some(cluster) => {
@@ -122,12 +122,12 @@ impl Before {
     }
 
     /// The files, and the rows of the table with `new` among them.
-    fn files(&self, new: Option<&StoredTenant>) -> Files {
+    fn files(&self, new: Option<&StoredTenant>) -> ConfigFiles {
         self.with_rows(self.rows().chain(new))
     }
 
     /// The files, and the rows of the table without this tenant's.
-    fn files_without(&self, tenant: &TenantId) -> Files {
+    fn files_without(&self, tenant: &TenantId) -> ConfigFiles {
         self.with_rows(self.rows().filter(|row| row.id != tenant.as_str()))
     }
 
@@ -135,8 +135,8 @@ impl Before {
         self.cluster.iter().flat_map(|(_, stored)| stored)
     }
 
-    fn with_rows<'a>(&self, rows: impl Iterator<Item = &'a StoredTenant>) -> Files {
-        Files::beside(&self.config).with_stored(rows.map(|row| (loaded::place(row), loaded::text(row))).collect())
+    fn with_rows<'a>(&self, rows: impl Iterator<Item = &'a StoredTenant>) -> ConfigFiles {
+        ConfigFiles::beside(&self.config).with_stored(rows.map(|row| (loaded::place(row), loaded::text(row))).collect())
     }
 
     /// Writes these texts in their order, `None` removes the file; writes nothing if they would add a problem.
@@ -149,7 +149,7 @@ impl Before {
     }
 
     /// Checks that these files add no problem.
-    fn check(&self, files: Files) -> Result<(), Failure> {
+    fn check(&self, files: ConfigFiles) -> Result<(), Failure> {
         let after = Config::survey(&self.config, &files)?;
         let mut known: HashMap<_, u64> = HashMap::new();
         for problem in &self.survey.problems {
@@ -172,7 +172,7 @@ impl Before {
     }
 
     fn text(&self, path: &Path) -> Result<DocumentMut, Failure> {
-        let text = Files::beside(&self.config).read(path).map_err(|why| unreadable(path, &why))?;
+        let text = ConfigFiles::beside(&self.config).read(path).map_err(|why| unreadable(path, &why))?;
         // Its own message quotes the line, which may hold a secret; `survey` has read it already.
         text.parse().map_err(|_| unreadable(path, "it is not TOML"))
     }
@@ -195,7 +195,7 @@ fn to_do(path: &Path) -> String {
 // ---------------------------------------------------------------------------------------------- adding
 
 async fn add(args: &AddArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let before = Before::of(&args.config).await?;
+    let before = CurrentConfig::of(&args.config).await?;
     let (template, name) = template_of(args, &before.survey)?;
     let full = template.as_ref().map_or_else(|| name.clone(), |template| format!("{template}.{name}"));
     if let Some(there) = before.survey.declared.iter().find(|declared| declared.name == full) {
@@ -239,7 +239,7 @@ async fn add(args: &AddArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failu
 
 /// Adds the tenant to the table of the cluster.
 async fn add_to_table(
-    before: &Before,
+    before: &CurrentConfig,
     store: &PostgresStore,
     args: &AddArgs,
     (template, name): (Option<String>, String),
@@ -367,7 +367,7 @@ fn implicit() -> Item {
 // ---------------------------------------------------------------------------------------------- removing
 
 async fn remove(args: &RemoveArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let before = Before::of(&args.config).await?;
+    let before = CurrentConfig::of(&args.config).await?;
     let id = args.name.parse::<TenantId>().ok();
     let found = find(&before.survey, &args.name, id.as_ref())?;
     let tenant = match (&found, id) {
@@ -482,7 +482,7 @@ fn find(survey: &Survey, name: &str, id: Option<&TenantId>) -> Result<Option<Dec
 }
 
 /// The texts without a tenant: first the sinks that name it, then its own file.
-fn removal(before: &Before, found: &Declared) -> Result<Vec<(PathBuf, Option<String>)>, Failure> {
+fn removal(before: &CurrentConfig, found: &Declared) -> Result<Vec<(PathBuf, Option<String>)>, Failure> {
     let mut main = before.text(&before.config)?;
     let is_named = forget_input(&mut main, &found.name);
     if found.file == before.config {
@@ -544,7 +544,7 @@ fn forget_input(doc: &mut DocumentMut, name: &str) -> bool {
 // ---------------------------------------------------------------------------------------------- listing
 
 async fn list(config: &Path, as_json: bool, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let Before { survey: Survey { declared, problems, .. }, .. } = Before::of(config).await?;
+    let CurrentConfig { survey: Survey { declared, problems, .. }, .. } = CurrentConfig::of(config).await?;
     let is_sound = problems.iter().all(|problem| problem.fault == Fault::File);
     if as_json {
         let tenants = declared.iter().map(|declared| {

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::exit::Exit;
-use super::progress::{Progress, Unit};
+use super::progress::{ProgressDisplay, ProgressUnit};
 use super::{Failure, opened};
 use crate::checkpoint::format::{FORMAT, Keys};
 use crate::clock::{Clock, SystemClock};
@@ -31,7 +31,7 @@ const LINE_BYTES_MAX: u64 = 1 << 30;
 
 /// The first line.
 #[derive(Debug, Serialize, Deserialize)]
-struct First {
+struct HeaderLine {
     m365_audit_state: u32,
     tenant: String,
     /// Version of what is stored under each key.
@@ -41,14 +41,14 @@ struct First {
 
 /// A line between.
 #[derive(Debug, Serialize, Deserialize)]
-struct Line {
+struct EntryLine {
     key: String,
     value: String,
 }
 
 /// The last line.
 #[derive(Debug, Serialize, Deserialize)]
-struct Last {
+struct TrailerLine {
     entries: u64,
     blake3: String,
 }
@@ -157,7 +157,7 @@ pub(super) async fn export(
     // For its owner alone: it names files, people and mails.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
     let mut file = BufWriter::new(file);
-    let progress = Progress::at_the_terminal(Unit::Things("entries"));
+    let progress = ProgressDisplay::at_the_terminal(ProgressUnit::Things("entries"));
     progress.begin("state export", Some(total));
     let written = write_all(&*store, &keys, tenant, &mut file, &progress).await;
     progress.end();
@@ -179,10 +179,14 @@ async fn write_all(
     keys: &Keys,
     tenant: &TenantId,
     file: &mut BufWriter<File>,
-    progress: &Progress,
+    progress: &ProgressDisplay,
 ) -> Result<u64, Failure> {
-    let first =
-        First { m365_audit_state: FILE, tenant: tenant.to_string(), format: FORMAT, made: SystemClock::new().now() };
+    let first = HeaderLine {
+        m365_audit_state: FILE,
+        tenant: tenant.to_string(),
+        format: FORMAT,
+        made: SystemClock::new().now(),
+    };
     put_line(file, &first)?;
     let mut sum = blake3::Hasher::new();
     let mut count = 0;
@@ -191,11 +195,11 @@ async fn write_all(
     while let Some((key, value)) = entries.next().await.map_err(Failure::of_state)? {
         let key = key.strip_prefix(&prefix).unwrap_or(&key).to_owned();
         add(&mut sum, &key, &value);
-        put_line(file, &Line { key, value: STANDARD.encode(&value) })?;
+        put_line(file, &EntryLine { key, value: STANDARD.encode(&value) })?;
         count += 1;
         progress.add(1);
     }
-    put_line(file, &Last { entries: count, blake3: sum.finalize().to_hex().to_string() })?;
+    put_line(file, &TrailerLine { entries: count, blake3: sum.finalize().to_hex().to_string() })?;
     Ok(count)
 }
 
@@ -216,7 +220,7 @@ fn add(sum: &mut blake3::Hasher, key: &str, value: &[u8]) {
 /// # Errors
 /// The file is not whole, something is there already, or the state cannot be written: nothing is changed then.
 pub(super) async fn import(config: &Config, path: &Path, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let progress = Progress::at_the_terminal(Unit::Bytes);
+    let progress = ProgressDisplay::at_the_terminal(ProgressUnit::Bytes);
     let bytes = fs::metadata(path).map(|metadata| metadata.len()).ok();
     progress.begin("state import", bytes);
     let read = read_all(path, &progress);
@@ -245,7 +249,7 @@ pub(super) async fn import(config: &Config, path: &Path, out: &mut (dyn Write + 
 }
 
 /// The whole file, once its end is found and its checksum is right.
-fn read_all(path: &Path, progress: &Progress) -> Result<(TenantId, BTreeMap<String, Vec<u8>>), TransferError> {
+fn read_all(path: &Path, progress: &ProgressDisplay) -> Result<(TenantId, BTreeMap<String, Vec<u8>>), TransferError> {
     let failed = |error: std::io::Error| TransferError::File { path: path.to_owned(), why: error.to_string() };
     let damaged = |why: String| TransferError::Damaged { path: path.to_owned(), why };
     let mut file = BufReader::new(File::open(path).map_err(failed)?);
@@ -256,7 +260,8 @@ fn read_all(path: &Path, progress: &Progress) -> Result<(TenantId, BTreeMap<Stri
         Ok((read > 0).then_some(line))
     };
     let first = next()?.ok_or_else(|| damaged("it is empty".into()))?;
-    let first: First = serde_json::from_str(&first).map_err(|error| damaged(format!("its first line: {error}")))?;
+    let first: HeaderLine =
+        serde_json::from_str(&first).map_err(|error| damaged(format!("its first line: {error}")))?;
     if first.m365_audit_state > FILE || first.format > FORMAT {
         return Err(damaged("a newer build wrote it: use that".into()));
     }
@@ -265,7 +270,7 @@ fn read_all(path: &Path, progress: &Progress) -> Result<(TenantId, BTreeMap<Stri
     let mut sum = blake3::Hasher::new();
     let mut entries = BTreeMap::new();
     while let Some(line) = next()? {
-        if let Ok(last) = serde_json::from_str::<Last>(&line) {
+        if let Ok(last) = serde_json::from_str::<TrailerLine>(&line) {
             let counted = entries.len() as u64;
             if last.entries != counted {
                 return Err(damaged(format!("it has {counted} entries, its end says {}", last.entries)));
@@ -275,7 +280,7 @@ fn read_all(path: &Path, progress: &Progress) -> Result<(TenantId, BTreeMap<Stri
             }
             return Ok((tenant, entries));
         }
-        let line: Line =
+        let line: EntryLine =
             serde_json::from_str(&line).map_err(|error| damaged(format!("entry {}: {error}", entries.len() + 1)))?;
         let value = STANDARD.decode(&line.value).map_err(|error| damaged(format!("entry `{}`: {error}", line.key)))?;
         add(&mut sum, &line.key, &value);

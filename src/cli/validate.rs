@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::opened;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, Fault, Problem, SOURCE_TYPE, SinkConfig};
-use crate::hosts::fluent_bit::check::{self, Report};
+use crate::hosts::fluent_bit::check::{self, ConfigReport};
 use crate::hosts::fluent_bit::file::Finding;
 use crate::hosts::net;
 use crate::model::Actionable;
@@ -175,7 +175,7 @@ fn misplaced(config: &Config) -> Vec<Problem> {
 fn fluent_bit(path: &Path, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ValidateError> {
     let environment = |name: &str| std::env::var(name).ok();
     let report = check::check(path, &environment);
-    let Report { problems, warnings, outputs } =
+    let ConfigReport { problems, warnings, outputs } =
         report.map_err(|source| ValidateError::Unopened { path: path.to_owned(), source })?;
     for warning in &warnings {
         warn(notes, warning, warning.hint.as_deref())?;

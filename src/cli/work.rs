@@ -21,7 +21,7 @@ use crate::hosts::embedded::EmbeddedHost;
 use crate::hosts::embedded::control::{Client, Say, What};
 use crate::model::{Actionable, TenantId, Timestamp};
 use crate::source::M365Audit;
-use crate::source::asking::{Asked, Question};
+use crate::source::requests::{QueuedRequest, WorkRequest};
 
 /// Shown this often on a terminal.
 const DRAW_EVERY: Duration = Duration::from_millis(500);
@@ -29,7 +29,7 @@ const DRAW_EVERY: Duration = Duration::from_millis(500);
 const SINK_GRACE: Duration = Duration::from_secs(8);
 
 /// What the process said.
-pub(super) enum Heard<Ended> {
+pub(super) enum WorkNews<Ended> {
     /// How far it has come; it was drawn.
     Meanwhile,
     /// How it ended.
@@ -77,9 +77,9 @@ pub(super) async fn inside<Ended>(
     mut client: Client,
     question: What,
     stopped: &str,
-    mut hear: impl FnMut(Say) -> Heard<Ended>,
+    mut hear: impl FnMut(Say) -> WorkNews<Ended>,
 ) -> Result<Ended, Failure> {
-    let mut signals = run::Signals::new()?;
+    let mut signals = run::ProcessSignals::new()?;
     client.ask(question).await?;
     let mut stopping = false;
     loop {
@@ -98,9 +98,9 @@ pub(super) async fn inside<Ended>(
         match said? {
             Say::Refused(refusal) => return Err(refusal.into()),
             said => match hear(said) {
-                Heard::Meanwhile => {}
-                Heard::Ended(ended) => return Ok(ended),
-                Heard::Other(other) => {
+                WorkNews::Meanwhile => {}
+                WorkNews::Ended(ended) => return Ok(ended),
+                WorkNews::Other(other) => {
                     return Err(Failure::internal(format!("an answer to another question: {other:?}")));
                 }
             },
@@ -121,9 +121,9 @@ pub(super) struct Alone<'a, Q> {
 }
 
 /// In this process, when none runs: with the sinks of the source, and the state to itself.
-pub(super) async fn alone<Q: Question, Work>(
+pub(super) async fn alone<Q: WorkRequest, Work>(
     of: Alone<'_, Q>,
-    work: impl FnOnce(M365Audit, Arc<EmbeddedHost>, Asked<Q>) -> Work,
+    work: impl FnOnce(M365Audit, Arc<EmbeddedHost>, QueuedRequest<Q>) -> Work,
     mut draw: impl FnMut(&Q::Progress),
 ) -> Result<Q::Ended, Failure>
 where
@@ -151,7 +151,7 @@ where
     let stop = CancellationToken::new();
     let (begun, mut has_begun) = oneshot::channel();
     let (answer, _) = oneshot::channel();
-    let asked = Asked { ask, begun, stop: stop.clone(), answer };
+    let asked = QueuedRequest { ask, begun, stop: stop.clone(), answer };
     let audit = M365Audit::new(name, source, clock.clone());
     let audit = match keeping(config) {
         // What is sealed meanwhile is sent by the next `run`.
@@ -159,7 +159,7 @@ where
         None => audit,
     };
     let mut work = std::pin::pin!(work(audit, host.clone(), asked));
-    let mut signals = run::Signals::new()?;
+    let mut signals = run::ProcessSignals::new()?;
     let mut progress = None;
     let ended = loop {
         tokio::select! {

@@ -184,8 +184,8 @@ impl Findings {
             (Some("string") | None, Value::String(text)) => match check_text(schema, text) {
                 Ok(()) if schema["x-entra-secret"] == true => {
                     // An unset variable was already reported.
-                    let told = text.starts_with("${") && !self.written.contains_key(path);
-                    if let Some(odd) = odd_secret(text).filter(|_| !told && !text.is_empty()) {
+                    let is_reported = text.starts_with("${") && !self.written.contains_key(path);
+                    if let Some(odd) = odd_secret(text).filter(|_| !is_reported && !text.is_empty()) {
                         let expected = format!("the secret's value alone; {odd}");
                         self.note(Problem::new(path, Fault::Invalid, expected).value(MASK));
                     }

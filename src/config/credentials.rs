@@ -11,14 +11,17 @@ use super::problem::{Fault, Problem, join};
 use super::source::{AuthMethod, read_secret_file};
 
 /// A sign-in method and its own keys.
-struct Way {
+struct SignInMethod {
     method: AuthMethod,
     keys: &'static [&'static str],
 }
 
-const WAYS: [Way; 4] = [
-    Way { method: AuthMethod::ClientSecret, keys: &["client_secret", "client_secret_file", "client_secret_expires"] },
-    Way {
+const WAYS: [SignInMethod; 4] = [
+    SignInMethod {
+        method: AuthMethod::ClientSecret,
+        keys: &["client_secret", "client_secret_file", "client_secret_expires"],
+    },
+    SignInMethod {
         method: AuthMethod::Certificate,
         keys: &[
             "certificate_file",
@@ -29,8 +32,8 @@ const WAYS: [Way; 4] = [
             "assertion_audience",
         ],
     },
-    Way { method: AuthMethod::FederatedToken, keys: &["federated_token_file"] },
-    Way {
+    SignInMethod { method: AuthMethod::FederatedToken, keys: &["federated_token_file"] },
+    SignInMethod {
         method: AuthMethod::ManagedIdentity,
         keys: &["managed_identity_host", "managed_identity_url", "managed_identity_header"],
     },
@@ -48,8 +51,8 @@ pub(super) fn check_credentials(findings: &mut Findings, table: &Table, path: &s
     let Some(chosen) = WAYS.iter().find(|way| way.method.as_str() == written.unwrap_or("client_secret")) else {
         return; // An unknown sign-in method was already reported.
     };
-    let named = |way: &Way| way.keys.iter().copied().find(|key| table.contains_key(*key));
-    let others: Vec<(&Way, &str)> =
+    let named = |way: &SignInMethod| way.keys.iter().copied().find(|key| table.contains_key(*key));
+    let others: Vec<(&SignInMethod, &str)> =
         WAYS.iter().filter(|way| way.method != chosen.method).filter_map(|way| Some((way, named(way)?))).collect();
     if written.is_none() && named(chosen).is_none() && !others.is_empty() {
         check_client_id(findings, table, path, others.first().map(|(way, _)| way.method));

@@ -23,7 +23,7 @@ const EXTENSION: &str = "toml";
 
 /// The files of a configuration: as they are, or with planned changes to some of them.
 #[derive(Debug, Default)]
-pub struct Files {
+pub struct ConfigFiles {
     /// The base of a relative `tenants_dir`: the folder of the configuration.
     base: PathBuf,
     /// Texts that replace files; `None`: as if the file did not exist.
@@ -32,7 +32,7 @@ pub struct Files {
     stored: Vec<(PathBuf, String)>,
 }
 
-impl Files {
+impl ConfigFiles {
     /// Those beside the configuration file `config`.
     pub fn beside(config: &Path) -> Self {
         Self { base: config.parent().unwrap_or(Path::new("")).to_owned(), instead: BTreeMap::new(), stored: Vec::new() }
@@ -96,7 +96,7 @@ fn is_read(path: &Path) -> bool {
 }
 
 /// Tenants of a template that may be declared in another file.
-struct Entries {
+struct TemplateTenants {
     template: String,
     file: usize,
     path: PathBuf,
@@ -106,7 +106,7 @@ struct Entries {
 
 /// Merges the folder's files into `root`, whose `tenants_dir` then has the folder's path. Returns the problems of the
 /// files themselves; their keys are checked with all others.
-pub(super) fn merge(root: &mut Table, origins: &mut Origins, env: Env<'_>, files: &Files) -> Vec<Problem> {
+pub(super) fn merge(root: &mut Table, origins: &mut Origins, env: Env<'_>, files: &ConfigFiles) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut texts: Vec<Text> = Vec::new();
     if let Some(dir) = folder_of(root, env) {
@@ -116,7 +116,7 @@ pub(super) fn merge(root: &mut Table, origins: &mut Origins, env: Env<'_>, files
         }
     }
     texts.extend(files.stored.iter().map(|(name, text)| (name.clone(), Ok(text.clone()))));
-    let mut pending: Vec<Entries> = Vec::new();
+    let mut pending: Vec<TemplateTenants> = Vec::new();
     for (path, text) in texts {
         let parsed = text.map_err(|why| vec![Problem::new("", Fault::Unreadable, why)]);
         let parsed = parsed.and_then(|text| parse_toml(text.strip_prefix('\u{feff}').unwrap_or(&text)));
@@ -138,7 +138,7 @@ pub(super) fn merge(root: &mut Table, origins: &mut Origins, env: Env<'_>, files
 type Text = (PathBuf, Result<String, String>);
 
 /// The texts of the folder's files, by their paths.
-fn of_folder(dir: &Path, root: &mut Table, origins: &Origins, files: &Files) -> Result<Vec<Text>, Box<Problem>> {
+fn of_folder(dir: &Path, root: &mut Table, origins: &Origins, files: &ConfigFiles) -> Result<Vec<Text>, Box<Problem>> {
     let dir = files.resolve(dir);
     // A dollar in the folder's name is a dollar, so it is escaped: variables in this value are replaced once more.
     root.insert(TENANTS_DIR.to_owned(), Value::String(dir.display().to_string().replace('$', "$$")));
@@ -181,7 +181,7 @@ impl OneFile<'_> {
         self.problems.push(problem);
     }
 
-    fn take(&mut self, table: Table, root: &mut Table, origins: &mut Origins, pending: &mut Vec<Entries>) {
+    fn take(&mut self, table: Table, root: &mut Table, origins: &mut Origins, pending: &mut Vec<TemplateTenants>) {
         let expected = "`[sources.<name>]` or `[[sources.<name>.tenants]]`: the rest stands in the configuration file";
         if table.is_empty() {
             return; // All of it is commented out.
@@ -205,7 +205,7 @@ impl OneFile<'_> {
         source: Value,
         root: &mut Table,
         origins: &mut Origins,
-        pending: &mut Vec<Entries>,
+        pending: &mut Vec<TemplateTenants>,
     ) {
         let path = join("sources", &name);
         let Value::Table(mut source) = source else {
@@ -238,7 +238,7 @@ impl OneFile<'_> {
         }
         if let Some(entries) = entries.filter(|entries| !entries.is_empty()) {
             let (path, lines) = (self.path.clone(), self.lines.clone());
-            pending.push(Entries { template: name, file: self.number, path, entries, lines });
+            pending.push(TemplateTenants { template: name, file: self.number, path, entries, lines });
         }
     }
 }
@@ -248,8 +248,8 @@ fn sources_of(root: &mut Table) -> Option<&mut Table> {
     root.entry("sources").or_insert_with(|| Value::Table(Table::new())).as_table_mut()
 }
 
-fn add_tenants(entries: Entries, root: &mut Table, origins: &mut Origins, problems: &mut Vec<Problem>) {
-    let Entries { template, file, path, entries, lines } = entries;
+fn add_tenants(entries: TemplateTenants, root: &mut Table, origins: &mut Origins, problems: &mut Vec<Problem>) {
+    let TemplateTenants { template, file, path, entries, lines } = entries;
     let Some(sources) = sources_of(root) else { return };
     let Some(source) = sources.get_mut(&template) else {
         let key = join("sources", &template);

@@ -45,7 +45,7 @@ pub(crate) use check::{allowed, expectation, one_of};
 pub use cluster::ClusterConfig;
 pub use file_schema::config_schema;
 pub(crate) use file_schema::{sink_keys, sink_schema};
-pub use folder::Files;
+pub use folder::ConfigFiles;
 pub use heal::HealConfig;
 pub(crate) use pasted::odd_secret;
 pub use places::Places;

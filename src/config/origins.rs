@@ -10,7 +10,7 @@ pub(super) const TENANTS: &str = "tenants";
 
 /// The place of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct KeyPlace {
     /// Which of the folder's files; `None`: the configuration itself.
     file: Option<usize>,
     line: usize,
@@ -21,7 +21,7 @@ struct Place {
 pub(super) struct Origins {
     /// The folder's files.
     files: Vec<PathBuf>,
-    places: HashMap<String, Place>,
+    places: HashMap<String, KeyPlace>,
     /// The tenants that came from a file: their path in the merged table, and their index in that file.
     indexes: HashMap<String, usize>,
 }
@@ -29,7 +29,7 @@ pub(super) struct Origins {
 impl Origins {
     /// For a single text, with the line of every key.
     pub fn of_text(lines: HashMap<String, usize>) -> Self {
-        let places = lines.into_iter().map(|(key, line)| (key, Place { file: None, line })).collect();
+        let places = lines.into_iter().map(|(key, line)| (key, KeyPlace { file: None, line })).collect();
         Self { places, ..Self::default() }
     }
 
@@ -45,7 +45,7 @@ impl Origins {
         let list = join(&path, TENANTS);
         for (key, line) in lines {
             if is_at(key, &path) && !is_at(key, &list) {
-                self.places.insert(key.clone(), Place { file: Some(file), line: *line });
+                self.places.insert(key.clone(), KeyPlace { file: Some(file), line: *line });
             }
         }
     }
@@ -58,7 +58,7 @@ impl Origins {
             let Some((index, below)) = rest.split_once(']') else { continue };
             let Ok(index) = index.parse::<usize>() else { continue };
             let path = format!("{list}[{}]", first + index);
-            self.places.insert(format!("{path}{below}"), Place { file: Some(file), line: *line });
+            self.places.insert(format!("{path}{below}"), KeyPlace { file: Some(file), line: *line });
             self.indexes.insert(path, index);
         }
     }
@@ -106,7 +106,7 @@ impl Origins {
         }
     }
 
-    fn find(&self, path: &str) -> Option<&Place> {
+    fn find(&self, path: &str) -> Option<&KeyPlace> {
         let parent = || self.places.get(path.rsplit_once('.')?.0);
         self.places.get(path).or_else(parent)
     }

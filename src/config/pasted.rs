@@ -206,7 +206,7 @@ mod tests {
     }
 
     /// The report of `validate` on a source whose variables have these values.
-    fn told(lines: &str, values: &[(&str, &str)]) -> String {
+    fn reported(lines: &str, values: &[(&str, &str)]) -> String {
         let env = |name: &str| values.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
         let has = |key: &str| lines.contains(&format!("{key} ="));
         let mut text = format!("[sources.contoso]\ntype = \"m365_audit\"\n{lines}\n");
@@ -224,37 +224,37 @@ mod tests {
     #[test]
     fn what_a_variable_holds_is_told_with_what_clings_to_it() {
         let quoted = format!("\"{GUID}\"");
-        let text = told("tenant_id = \"${TID}\"", &[("TID", &quoted)]);
+        let text = reported("tenant_id = \"${TID}\"", &[("TID", &quoted)]);
         assert!(
             text.contains(&format!("`sources.contoso.tenant_id` is `{quoted}` from `${{TID}}`, expected a GUID")),
             "{text}"
         );
         assert!(text.contains("it has quotation marks around it") && text.contains("--env-file"), "{text}");
-        let text = told("client_id = \"${APP}\"", &[("APP", "'c0ffee00-1111-4222-8333-444455556666'")]);
+        let text = reported("client_id = \"${APP}\"", &[("APP", "'c0ffee00-1111-4222-8333-444455556666'")]);
         assert!(text.contains("it has quotation marks around it"), "{text}");
-        let text = told("tenant_id = \"${TID}\"", &[("TID", "")]);
+        let text = reported("tenant_id = \"${TID}\"", &[("TID", "")]);
         assert!(text.contains("it is empty"), "{text}");
-        let text = told("poll_interval_secs = \"${POLL}\"", &[("POLL", "\"60\"")]);
+        let text = reported("poll_interval_secs = \"${POLL}\"", &[("POLL", "\"60\"")]);
         assert!(text.contains("it has quotation marks around it"), "{text}");
         // Blanks, a carriage return and a byte order mark are not faults of the value.
         let padded = format!("\u{feff}{GUID} \r");
-        assert_eq!(told("tenant_id = \"${TID}\"", &[("TID", &padded)]), "valid");
+        assert_eq!(reported("tenant_id = \"${TID}\"", &[("TID", &padded)]), "valid");
     }
 
     #[test]
     fn a_secret_in_quotation_marks_is_told_of_and_not_shown() {
         for value in ["\"hunter2~x\"", "'hunter2~x'", "M365_CLIENT_SECRET=hunter2~x", "<hunter2>", "${HUNTER}"] {
-            let text = told("client_secret = \"${S}\"", &[("S", value)]);
+            let text = reported("client_secret = \"${S}\"", &[("S", value)]);
             assert!(
                 text.contains("`sources.contoso.client_secret` is `***`, expected the secret's value alone"),
                 "{value}: {text}"
             );
             assert!(!text.contains("hunter2"), "{text}");
         }
-        assert_eq!(told("client_secret = \"${S}\"", &[("S", "hunter2~x\r\n")]), "valid");
+        assert_eq!(reported("client_secret = \"${S}\"", &[("S", "hunter2~x\r\n")]), "valid");
         // A secret in the wrong variable.
         for line in ["tenant_id = \"${S}\"", "api_url = \"${S}\"", "proxy_url = \"${S}\"", "cloud = \"${S}\""] {
-            let text = told(line, &[("S", "abC8Q~hunter2xxxxxxxxxxxxxxxxxxxxxxxxxxxx")]);
+            let text = reported(line, &[("S", "abC8Q~hunter2xxxxxxxxxxxxxxxxxxxxxxxxxxxx")]);
             assert!(!text.contains("hunter2") && text.contains("${S}"), "{text}");
         }
     }
@@ -278,10 +278,10 @@ mod tests {
             ("authority_url = \"gw.example:8443\"", "write `https://gw.example:8443`"),
         ];
         for (line, expected) in table {
-            let text = told(line, &[]);
+            let text = reported(line, &[]);
             assert!(text.contains(expected) && !text.contains("pw@"), "{line}: {text}");
         }
-        assert_eq!(told("proxy_url = \"http://proxy.example.com:3128/\"", &[]), "valid");
+        assert_eq!(reported("proxy_url = \"http://proxy.example.com:3128/\"", &[]), "valid");
     }
 
     #[test]
@@ -293,12 +293,12 @@ mod tests {
                 "https://[::ffff:169.254.169.254]",
                 "http://168.63.129.16",
             ] {
-                let text = told(&format!("{key} = \"{place}\"\nallow_plain_http = true"), &[]);
+                let text = reported(&format!("{key} = \"{place}\"\nallow_plain_http = true"), &[]);
                 assert!(text.contains("is where a cloud tells a machine about itself"), "{key} {place}: {text}");
             }
         }
         assert_eq!(
-            told(
+            reported(
                 "auth = \"managed_identity\"\nmanaged_identity_url = \"http://169.254.169.254/metadata/identity/oauth2/token\"",
                 &[]
             )
@@ -343,7 +343,8 @@ mod tests {
             ("client_secret=hunter2~x", "name and `=`"),
         ] {
             std::fs::write(&path, content).unwrap();
-            let text = told(&format!("client_secret_file = '{}'", path.display()), &[]).replace("client_secret = ", "");
+            let text =
+                reported(&format!("client_secret_file = '{}'", path.display()), &[]).replace("client_secret = ", "");
             assert!(text.contains(expected) && !text.contains("hunter2"), "{content}: {text}");
         }
     }

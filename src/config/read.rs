@@ -14,7 +14,7 @@ use super::check::{Findings, check_file, nearest, one_of, typed_from_text};
 use super::cluster::ClusterConfig;
 use super::credentials::check_credentials;
 use super::file_schema::sink_schema;
-use super::folder::{self, Files};
+use super::folder::{self, ConfigFiles};
 use super::lines::parse_toml;
 use super::origins::Origins;
 use super::problem::{ConfigError, Fault, Problem, join};
@@ -32,7 +32,7 @@ impl Config {
     /// # Errors
     /// All problems of the file, or the one that it cannot be read.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        Self::load_of(path, &Files::beside(path))
+        Self::load_of(path, &ConfigFiles::beside(path))
     }
 
     /// As [`Config::load`], for a host that has outputs of its own: `[sinks.*]` may be absent and is not checked;
@@ -57,7 +57,7 @@ impl Config {
     ///
     /// # Errors
     /// All problems of the files.
-    pub fn load_of(path: &Path, files: &Files) -> Result<Config, ConfigError> {
+    pub fn load_of(path: &Path, files: &ConfigFiles) -> Result<Config, ConfigError> {
         let text = Self::read(path, files)?;
         let env = |name: &str| std::env::var(name).ok();
         Self::parse_with(&text, &env, Outputs::Own, files).map_err(|error| error.at(path))
@@ -67,14 +67,14 @@ impl Config {
     ///
     /// # Errors
     /// All problems, if there are others than unreadable files, or every source has one.
-    pub fn load_to_run_of(path: &Path, files: &Files) -> Result<(Config, Vec<Problem>), ConfigError> {
+    pub fn load_to_run_of(path: &Path, files: &ConfigFiles) -> Result<(Config, Vec<Problem>), ConfigError> {
         Self::lenient(path, Outputs::Own, files)
     }
 
     /// `[cluster]` alone, before the tenants in its table are known; `None` if there is none, or if it is wrong, which
     /// is reported when the whole file is read.
     pub fn cluster_of(path: &Path) -> Option<ClusterConfig> {
-        let text = Self::read(path, &Files::beside(path)).ok()?;
+        let text = Self::read(path, &ConfigFiles::beside(path)).ok()?;
         let (root, _) = parse_toml(text.strip_prefix('\u{feff}').unwrap_or(&text)).ok()?;
         let mut alone: Table = root.into_iter().filter(|(key, _)| key == "cluster").collect();
         let mut findings = Findings::default();
@@ -83,15 +83,15 @@ impl Config {
     }
 
     fn load_leniently(path: &Path, outputs: Outputs) -> Result<(Config, Vec<Problem>), ConfigError> {
-        Self::lenient(path, outputs, &Files::beside(path))
+        Self::lenient(path, outputs, &ConfigFiles::beside(path))
     }
 
-    fn lenient(path: &Path, outputs: Outputs, files: &Files) -> Result<(Config, Vec<Problem>), ConfigError> {
+    fn lenient(path: &Path, outputs: Outputs, files: &ConfigFiles) -> Result<(Config, Vec<Problem>), ConfigError> {
         let text = Self::read(path, files)?;
         Self::parse_leniently(&text, &|name| std::env::var(name).ok(), outputs, files).map_err(|error| error.at(path))
     }
 
-    pub(super) fn read(path: &Path, files: &Files) -> Result<String, ConfigError> {
+    pub(super) fn read(path: &Path, files: &ConfigFiles) -> Result<String, ConfigError> {
         files.read(path).map_err(|why| {
             let problem = Problem::new("", Fault::Unreadable, why);
             ConfigError { path: Some(path.to_owned()), problems: vec![problem] }
@@ -103,14 +103,14 @@ impl Config {
     /// # Errors
     /// All problems, in the order of the text.
     pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
-        Self::parse_with(text, env, Outputs::Own, &Files::default())
+        Self::parse_with(text, env, Outputs::Own, &ConfigFiles::default())
     }
 
     fn parse_with(
         text: &str,
         env: &dyn Fn(&str) -> Option<String>,
         outputs: Outputs,
-        files: &Files,
+        files: &ConfigFiles,
     ) -> Result<Config, ConfigError> {
         match Self::parse_leniently(text, env, outputs, files)? {
             (config, problems) if problems.is_empty() => Ok(config),
@@ -123,7 +123,7 @@ impl Config {
         text: &str,
         env: &dyn Fn(&str) -> Option<String>,
         outputs: Outputs,
-        files: &Files,
+        files: &ConfigFiles,
     ) -> Result<(Config, Vec<Problem>), ConfigError> {
         // A byte order mark is not part of the first key.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -885,11 +885,12 @@ mod tests {
         );
         for sinks in ["", "[sinks.out]\ntype = \"of another build\"\nuri = \"${NOT_SET}\"\n"] {
             let config =
-                Config::parse_with(&format!("{source}{sinks}"), &env, Outputs::OfTheHost, &Files::default()).unwrap();
+                Config::parse_with(&format!("{source}{sinks}"), &env, Outputs::OfTheHost, &ConfigFiles::default())
+                    .unwrap();
             assert_eq!((config.sources.len(), config.sinks.len()), (1, 0));
         }
-        assert!(Config::parse_with(&source, &env, Outputs::Own, &Files::default()).is_err());
-        assert!(Config::parse_with("[sinks.out]\n", &env, Outputs::OfTheHost, &Files::default()).is_err());
+        assert!(Config::parse_with(&source, &env, Outputs::Own, &ConfigFiles::default()).is_err());
+        assert!(Config::parse_with("[sinks.out]\n", &env, Outputs::OfTheHost, &ConfigFiles::default()).is_err());
     }
 
     #[test]
@@ -1207,15 +1208,17 @@ format = "xml"
         let broken = source("a", TENANT, "client_secret_file = \"/nowhere/secret\"");
         let whole = source("b", &TENANT.replace("4444", "5555"), "client_secret = \"x\"");
         let two = format!("{broken}{whole}{sinks}");
-        let (config, files) = Config::parse_leniently(&two, &env, Outputs::Own, &Files::default()).unwrap();
+        let (config, files) = Config::parse_leniently(&two, &env, Outputs::Own, &ConfigFiles::default()).unwrap();
         assert_eq!((config.sources.len(), files.len(), files[0].key.as_str()), (2, 1, "sources.a.client_secret_file"));
         assert!(Config::parse(&two, &env).is_err(), "`validate` and `check` say it");
         let alone = format!("{broken}{}", sinks.replace(", \"b\"", ""));
         assert!(
-            Config::parse_leniently(&alone, &env, Outputs::Own, &Files::default()).is_err(),
+            Config::parse_leniently(&alone, &env, Outputs::Own, &ConfigFiles::default()).is_err(),
             "there is nothing to run"
         );
-        assert!(Config::parse_leniently(&format!("{two}[metrics]\n"), &env, Outputs::Own, &Files::default()).is_err());
+        assert!(
+            Config::parse_leniently(&format!("{two}[metrics]\n"), &env, Outputs::Own, &ConfigFiles::default()).is_err()
+        );
     }
 
     #[test]
@@ -1225,10 +1228,10 @@ format = "xml"
         fs::write(&path, "x").unwrap();
         let file = path.display();
         let text = |lines: &str| source_with(lines).replace("client_secret = \"${SECRET}\"\n", "");
-        let told = |text: &str| {
+        let reported = |text: &str| {
             let problems = Config::parse(text, &env).unwrap_err().problems;
-            let told = problems.iter().map(|p| format!("{p}").replace(&*file.to_string(), "FILE"));
-            told.collect::<Vec<_>>().join("\n").replace("sources.contoso.", "")
+            let reported = problems.iter().map(|p| format!("{p}").replace(&*file.to_string(), "FILE"));
+            reported.collect::<Vec<_>>().join("\n").replace("sources.contoso.", "")
         };
         for (lines, method) in [
             (format!("auth = \"certificate\"\ncertificate_file = '{file}'\nkey_passphrase = \"${{SECRET}}\""), "certificate"),
@@ -1243,27 +1246,27 @@ format = "xml"
 
         let guess = text(&format!("certificate_file = '{file}'"));
         expect!["`auth` is missing, expected `auth = \"certificate\"` (for `certificate_file`)"]
-            .assert_eq(&told(&guess));
+            .assert_eq(&reported(&guess));
         let both = source_with(&format!("certificate_file = '{file}'"));
         expect!["`certificate_file`: expected no key of `auth = \"certificate\"` beside `client_secret`"]
-            .assert_eq(&told(&both));
+            .assert_eq(&reported(&both));
         let other = source_with(&format!("auth = \"federated_token\"\nfederated_token_file = '{file}'"));
         expect!["`client_secret`: expected no key of `auth = \"client_secret\"` beside `auth = \"federated_token\"`"]
-            .assert_eq(&told(&other));
+            .assert_eq(&reported(&other));
         expect![[r#"
             `certificate_file` is missing, expected the client certificate's file
             `key_passphrase_file`: expected only one of `key_passphrase` and `key_passphrase_file`"#]]
-        .assert_eq(&told(&text(&format!(
+        .assert_eq(&reported(&text(&format!(
             "auth = \"certificate\"\nkey_passphrase = \"x\"\nkey_passphrase_file = '{file}'"
         ))));
         expect!["`managed_identity_url` is missing, expected the end point's address\n`managed_identity_header` is missing, expected what the end point wants to see"]
-            .assert_eq(&told(&text("auth = \"managed_identity\"\nmanaged_identity_host = \"app_service\"")));
+            .assert_eq(&reported(&text("auth = \"managed_identity\"\nmanaged_identity_host = \"app_service\"")));
         expect!["`managed_identity_url` is `http://10.0.0.1/x`, expected `https`, or a host of this machine: the bearer token would cross the network in the clear"]
-            .assert_eq(&told(&text("auth = \"managed_identity\"\nmanaged_identity_url = \"http://10.0.0.1/x\"")));
+            .assert_eq(&reported(&text("auth = \"managed_identity\"\nmanaged_identity_url = \"http://10.0.0.1/x\"")));
         expect!["`federated_token_file` is `/nowhere`, expected a file that can be read: No such file or directory (os error 2)"]
-            .assert_eq(&told(&text("auth = \"federated_token\"\nfederated_token_file = \"/nowhere\"")));
+            .assert_eq(&reported(&text("auth = \"federated_token\"\nfederated_token_file = \"/nowhere\"")));
         expect!["`client_secret_expires` is `soon`, expected a date such as `2027-01-31`"]
-            .assert_eq(&told(&source_with("client_secret_expires = \"soon\"")));
+            .assert_eq(&reported(&source_with("client_secret_expires = \"soon\"")));
     }
 
     #[test]
@@ -1596,10 +1599,10 @@ format = "xml"
         let (keys, sinks) = keys.split_once("[sinks").unwrap();
         let text = format!("[sources.contoso]\ntype = \"m365_audit\"\ntenant_id{keys}[[sources{rules}[sinks{sinks}");
         let error = Config::parse(&text, &env).unwrap_err();
-        let told: Vec<_> = error.problems.iter().map(|p| (p.key.as_str(), p.line)).collect();
+        let reported: Vec<_> = error.problems.iter().map(|p| (p.key.as_str(), p.line)).collect();
         let line = |text_of_line: &str| text.lines().position(|l| l.contains(text_of_line)).unwrap();
         assert_eq!(
-            told,
+            reported,
             [
                 ("sources.contoso.severity.rules[1]", Some(line("EX-02"))),
                 ("sources.contoso.severity.rules[2]", Some(line("NEW-1"))),

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::Config;
 use super::check::Findings;
-use super::folder::{self, Files};
+use super::folder::{self, ConfigFiles};
 use super::lines::parse_toml;
 use super::origins::{Origins, TENANTS};
 use super::problem::{ConfigError, Problem};
@@ -91,7 +91,7 @@ impl Config {
     ///
     /// # Errors
     /// The file cannot be read, or is not TOML.
-    pub fn survey(path: &Path, files: &Files) -> Result<Survey, ConfigError> {
+    pub fn survey(path: &Path, files: &ConfigFiles) -> Result<Survey, ConfigError> {
         let text = Self::read(path, files)?;
         let env = |name: &str| Some(std::env::var(name).unwrap_or_else(|_| format!("{UNSET}{name}")));
         let (mut root, lines) = parse_toml(text.strip_prefix('\u{feff}').unwrap_or(&text))

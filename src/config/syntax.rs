@@ -197,7 +197,7 @@ fn hint_for(line: &str, key: &str, rest: &str, field: &Schema, message: &str) ->
 mod tests {
     use crate::config::Config;
 
-    fn told(text: &str) -> Vec<String> {
+    fn reported(text: &str) -> Vec<String> {
         let problems = Config::parse(text, &|_| None).unwrap_err().problems;
         problems.iter().map(|problem| format!("{problem} | {}", problem.hint.as_deref().unwrap_or_default())).collect()
     }
@@ -206,11 +206,11 @@ mod tests {
     fn no_value_of_a_line_that_cannot_be_read_is_shown() {
         for value in ["s3cr3t", "$s3cr3t", "\"s3cr3t", "“s3cr3t”", "s3cr3t: x", "['s3cr3t'", "\"\\s3cr3t\"", "9s3cr3t"]
         {
-            let all = told(&format!("[sources.a]\nclient_secret = {value}\n")).join("\n");
+            let all = reported(&format!("[sources.a]\nclient_secret = {value}\n")).join("\n");
             assert!(all.contains("sources.a.client_secret") && !all.contains("s3cr3t"), "{value}: {all}");
         }
         for line in ["client_secret s3cr3t", "client_secret: s3cr3t", "// client_secret = s3cr3t"] {
-            let all = told(&format!("[sources.a]\n{line}\nx = 1\n")).join("\n");
+            let all = reported(&format!("[sources.a]\n{line}\nx = 1\n")).join("\n");
             assert!(!all.contains("s3cr3t"), "{line}: {all}");
         }
     }
@@ -218,9 +218,12 @@ mod tests {
     #[test]
     fn each_line_has_one_problem_and_the_keys_of_a_repeated_section_have_none() {
         let text = "[sources.a]\ntype = \"x\"\n[sources.b]\n[sources.a]\ntype = \"y\"\nformat = ecs\n";
-        let told = told(text);
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].contains("`sources.a`") && told[0].ends_with("on line 1: put its keys together"), "{told:?}");
-        assert!(told[1].contains("`sources.a.format`") && told[1].contains("`format = \"…\"`"), "{told:?}");
+        let reported = reported(text);
+        assert_eq!(reported.len(), 2, "{reported:?}");
+        assert!(
+            reported[0].contains("`sources.a`") && reported[0].ends_with("on line 1: put its keys together"),
+            "{reported:?}"
+        );
+        assert!(reported[1].contains("`sources.a.format`") && reported[1].contains("`format = \"…\"`"), "{reported:?}");
     }
 }

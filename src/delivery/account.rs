@@ -9,7 +9,7 @@ use crate::host::Unfit;
 
 /// A worker's one answer for a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settled {
+pub enum BatchSettled {
     /// The receiver accepted all of it.
     Delivered,
     /// The receiver accepted all of it except these records, which it refused by themselves while it accepted others.
@@ -21,15 +21,15 @@ pub enum Settled {
 }
 
 /// Called with the outcome of a batch, or with a refusal if the worker is dropped.
-pub struct Confirm(Option<Box<dyn FnOnce(Settled) + Send>>);
+pub struct Confirm(Option<Box<dyn FnOnce(BatchSettled) + Send>>);
 
 impl Confirm {
     /// Wraps `settle`.
-    pub fn new(settle: impl FnOnce(Settled) + Send + 'static) -> Self {
+    pub fn new(settle: impl FnOnce(BatchSettled) + Send + 'static) -> Self {
         Self(Some(Box::new(settle)))
     }
 
-    fn settle(mut self, settled: Settled) {
+    fn settle(mut self, settled: BatchSettled) {
         if let Some(settle) = self.0.take() {
             settle(settled);
         }
@@ -39,16 +39,16 @@ impl Confirm {
 impl Drop for Confirm {
     fn drop(&mut self) {
         if let Some(settle) = self.0.take() {
-            settle(Settled::Refused("the sink has stopped".into()));
+            settle(BatchSettled::Refused("the sink has stopped".into()));
         }
     }
 }
 
 /// A batch whose parts are in flight. Dropping the last handle before it is settled refuses it.
 #[derive(Clone)]
-pub(super) struct Account(Arc<Mutex<Open>>);
+pub(super) struct Account(Arc<Mutex<UnsettledBatch>>);
 
-struct Open {
+struct UnsettledBatch {
     confirm: Option<Confirm>,
     /// Records that are not settled.
     left: usize,
@@ -59,7 +59,7 @@ struct Open {
 
 impl Account {
     pub(super) fn new(records: usize, confirm: Confirm, room: OwnedSemaphorePermit) -> Self {
-        Self(Arc::new(Mutex::new(Open { confirm: Some(confirm), left: records, unfit: Vec::new(), room })))
+        Self(Arc::new(Mutex::new(UnsettledBatch { confirm: Some(confirm), left: records, unfit: Vec::new(), room })))
     }
 
     /// Records that this many records and bytes are delivered.
@@ -82,20 +82,20 @@ impl Account {
         }
         let mut unfit = std::mem::take(&mut open.unfit);
         unfit.sort_by_key(|unfit| unfit.record);
-        let settled = if unfit.is_empty() { Settled::Delivered } else { Settled::Except(unfit) };
+        let settled = if unfit.is_empty() { BatchSettled::Delivered } else { BatchSettled::Except(unfit) };
         if let Some(confirm) = open.confirm.take() {
             confirm.settle(settled);
         }
     }
 
     /// Ends the whole batch, whatever the outcome of its parts.
-    pub(super) fn end(&self, settled: Settled) {
+    pub(super) fn end(&self, settled: BatchSettled) {
         if let Some(confirm) = self.lock().confirm.take() {
             confirm.settle(settled);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Open> {
+    fn lock(&self) -> MutexGuard<'_, UnsettledBatch> {
         self.0.lock()
     }
 }

@@ -1,8 +1,8 @@
 //! What a receiver's refusals prove about it and about the records: implements the tables in the documentation of
 //! `delivery`. It has no effects and no clock.
 
-use super::kind::Kind;
-use super::unit::Unit;
+use super::kind::AnswerKind;
+use super::unit::SendUnit;
 
 /// The weight of refusals, without an acceptance between them, after which one request is sent at a time.
 const CAREFUL: u32 = 4;
@@ -24,7 +24,7 @@ const FICKLE_MAX: u32 = 3;
 
 /// The decision on a request that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum RetryDecision {
     /// Retry after a pause.
     Wait,
     /// Retry at once.
@@ -62,8 +62,8 @@ impl Evidence {
     }
 
     /// Records of `unit` were accepted, which may have been refused before.
-    pub(super) fn took(&mut self, unit: &Unit) {
-        let was_rejected = unit.kind.is_some_and(Kind::is_rejection);
+    pub(super) fn took(&mut self, unit: &SendUnit) {
+        let was_rejected = unit.kind.is_some_and(AnswerKind::is_rejection);
         let is_fickle = match unit.alone {
             0 => unit.refusals > 0 && was_rejected,
             alone => alone > 1 && was_rejected,
@@ -82,7 +82,7 @@ impl Evidence {
 
     /// Records a refusal of `unit`, which has already counted it. A refusal while others are accepted proves little
     /// about the receiver.
-    pub(super) fn refused(&mut self, unit: &Unit, kind: Kind) {
+    pub(super) fn refused(&mut self, unit: &SendUnit, kind: AnswerKind) {
         if unit.has_contrast(self.taken) {
             self.parts += u32::from(unit.refusals_ever == 1);
             return;
@@ -93,43 +93,51 @@ impl Evidence {
 
     /// Decides on a request after a recorded refusal. `was_quiet`: no other was in flight; `nothing_else`: only records
     /// that were refused by themselves are left.
-    pub(super) fn judge(&self, unit: &Unit, kind: Kind, was_quiet: bool, nothing_else: bool) -> Verdict {
+    pub(super) fn judge(
+        &self,
+        unit: &SendUnit,
+        kind: AnswerKind,
+        was_quiet: bool,
+        nothing_else: bool,
+    ) -> RetryDecision {
         if self.is_holding() {
-            return Verdict::Wait;
+            return RetryDecision::Wait;
         }
         if unit.records() > 1 {
             return self.judge_many(unit, kind);
         }
-        let Some(wanted) = kind.refusals_alone().map(|wanted| wanted + 2 * self.fickle) else { return Verdict::Wait };
+        let Some(wanted) = kind.refusals_alone().map(|wanted| wanted + 2 * self.fickle) else {
+            return RetryDecision::Wait;
+        };
         let taken_after = unit.alone_since.is_some_and(|since| since < self.taken) && unit.alone >= wanted;
         let taken_before = unit.has_contrast(self.taken) && unit.alone > wanted && nothing_else;
         match taken_after || taken_before {
-            false => Verdict::Wait,
-            true if was_quiet => Verdict::Unfit,
-            true => Verdict::Quiet,
+            false => RetryDecision::Wait,
+            true if was_quiet => RetryDecision::Unfit,
+            true => RetryDecision::Quiet,
         }
     }
 
-    fn judge_many(&self, unit: &Unit, kind: Kind) -> Verdict {
+    fn judge_many(&self, unit: &SendUnit, kind: AnswerKind) -> RetryDecision {
         let again = u32::from(!unit.is_part) + self.fickle.min(2);
         match kind {
-            Kind::Moment => Verdict::Wait,
-            Kind::Size => Verdict::Split,
-            Kind::Records if unit.refusals > again => Verdict::Split,
-            Kind::Records => Verdict::Again,
-            Kind::Unclear | Kind::Setting => {
+            AnswerKind::Moment => RetryDecision::Wait,
+            AnswerKind::Size => RetryDecision::Split,
+            AnswerKind::Records if unit.refusals > again => RetryDecision::Split,
+            AnswerKind::Records => RetryDecision::Again,
+            AnswerKind::Unclear | AnswerKind::Setting => {
                 let has_contrast = unit.has_contrast(self.taken) && unit.refusals >= REFUSALS_BEFORE_SPLIT;
-                if unit.is_suspected || has_contrast { Verdict::Split } else { Verdict::Wait }
+                if unit.is_suspected || has_contrast { RetryDecision::Split } else { RetryDecision::Wait }
             }
         }
     }
 
     /// Whether, while nothing is accepted, one record of this request is tried instead of all.
-    pub(super) fn probes_with_one(&self, unit: &Unit) -> bool {
+    pub(super) fn probes_with_one(&self, unit: &SendUnit) -> bool {
         match unit.kind {
-            None | Some(Kind::Moment) => false,
-            Some(Kind::Records | Kind::Size) => true,
-            Some(Kind::Unclear | Kind::Setting) => unit.is_suspected || self.probes >= WHOLE_PROBES,
+            None | Some(AnswerKind::Moment) => false,
+            Some(AnswerKind::Records | AnswerKind::Size) => true,
+            Some(AnswerKind::Unclear | AnswerKind::Setting) => unit.is_suspected || self.probes >= WHOLE_PROBES,
         }
     }
 

@@ -2,7 +2,7 @@ use super::Written;
 
 /// What an answer is about, by its own words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum AnswerKind {
     /// A temporary condition.
     Moment,
     /// Unknown.
@@ -15,7 +15,7 @@ pub(super) enum Kind {
     Size,
 }
 
-impl Kind {
+impl AnswerKind {
     /// `None` for an answer that needs no judgement.
     pub(super) fn of(written: &Written) -> Option<Self> {
         match written {

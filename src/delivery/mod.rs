@@ -47,7 +47,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub use self::account::{Confirm, Settled};
+pub use self::account::{BatchSettled, Confirm};
 pub use self::worker::Worker;
 use crate::host::Batch;
 

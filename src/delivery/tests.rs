@@ -120,7 +120,7 @@ struct World {
     noted: Arc<Mutex<Noted>>,
     worker: Arc<Worker>,
     /// The first record of each batch, and its outcome.
-    settled: Arc<Mutex<Vec<(u32, Settled)>>>,
+    settled: Arc<Mutex<Vec<(u32, BatchSettled)>>>,
     tasks: tokio::task::JoinSet<()>,
 }
 
@@ -177,9 +177,9 @@ impl World {
     /// The records that were set aside.
     fn aside(&self) -> BTreeSet<u32> {
         let settled = self.settled.lock();
-        let of = |(first, settled): &(u32, Settled)| match settled {
-            Settled::Delivered => Vec::new(),
-            Settled::Except(unfit) => unfit.iter().map(|Unfit { record, .. }| first + *record as u32).collect(),
+        let of = |(first, settled): &(u32, BatchSettled)| match settled {
+            BatchSettled::Delivered => Vec::new(),
+            BatchSettled::Except(unfit) => unfit.iter().map(|Unfit { record, .. }| first + *record as u32).collect(),
             other => panic!("{other:?}"),
         };
         settled.iter().flat_map(of).collect()
@@ -421,7 +421,7 @@ async fn a_trial_is_answered_at_once_even_while_everything_waits() {
     world.send(vec![trial(7), trial(8)]);
     world.until_settled(before + 2, Duration::from_secs(5)).await;
     let settled = world.settled.lock();
-    assert_eq!(settled[before..], [(7, Settled::Delivered), (8, Settled::Rejected("no".into()))]);
+    assert_eq!(settled[before..], [(7, BatchSettled::Delivered), (8, BatchSettled::Rejected("no".into()))]);
 }
 
 #[tokio::test]
@@ -470,5 +470,5 @@ async fn a_worker_that_is_stopped_refuses_what_waits() {
     }
     let settled = world.settled.lock();
     assert_eq!(settled.len(), 3);
-    assert!(settled.iter().all(|(_, settled)| matches!(settled, Settled::Refused(_))), "{settled:?}");
+    assert!(settled.iter().all(|(_, settled)| matches!(settled, BatchSettled::Refused(_))), "{settled:?}");
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::account::{Account, Settled};
-use super::kind::Kind;
+use super::account::{Account, BatchSettled};
+use super::kind::AnswerKind;
 use crate::backoff::Backoff;
 use crate::host::{Batch, Unfit};
 
@@ -11,14 +11,14 @@ use crate::host::{Batch, Unfit};
 pub(super) const RETRY: Backoff = Backoff::between(Duration::from_millis(200), Duration::from_secs(30));
 
 /// Records of one batch in flight, with the account of the whole batch.
-pub(super) struct Piece {
+pub(super) struct BatchPiece {
     pub(super) batch: Batch,
     /// The place of its first record in the whole.
     first: usize,
     account: Account,
 }
 
-impl Piece {
+impl BatchPiece {
     pub(super) fn whole(batch: Batch, account: Account) -> Self {
         Self { batch, first: 0, account }
     }
@@ -42,16 +42,16 @@ impl Piece {
         self.account.unfit(Unfit { record: self.first, why }, self.bytes());
     }
 
-    pub(super) fn end(self, settled: Settled) {
+    pub(super) fn end(self, settled: BatchSettled) {
         self.account.end(settled);
     }
 }
 
 /// One request.
-pub(super) struct Unit {
-    pub(super) pieces: Vec<Piece>,
+pub(super) struct SendUnit {
+    pub(super) pieces: Vec<BatchPiece>,
     /// The kind of its last answer; `None` before it was sent.
-    pub(super) kind: Option<Kind>,
+    pub(super) kind: Option<AnswerKind>,
     pub(super) why: String,
     /// Refusals of this request as it is, since the worker last held back.
     pub(super) refusals: u32,
@@ -75,8 +75,8 @@ pub(super) struct Unit {
     pub(super) sent: u64,
 }
 
-impl Unit {
-    pub(super) fn new(pieces: Vec<Piece>) -> Self {
+impl SendUnit {
+    pub(super) fn new(pieces: Vec<BatchPiece>) -> Self {
         Self {
             pieces,
             kind: None,
@@ -135,8 +135,8 @@ impl Unit {
     }
 
     /// Splits it: one unit for each piece, or two halves of a piece. A single record stays as it is.
-    pub(super) fn split(self) -> Vec<Unit> {
-        let pieces: Vec<Piece> = match self.pieces.as_slice() {
+    pub(super) fn split(self) -> Vec<SendUnit> {
+        let pieces: Vec<BatchPiece> = match self.pieces.as_slice() {
             [only] if only.batch.len() > 1 => {
                 let middle = only.batch.len() / 2;
                 vec![only.part(0..middle), only.part(middle..only.batch.len())]
@@ -148,27 +148,27 @@ impl Unit {
     }
 
     /// Splits off one record; returns it and the rest.
-    pub(super) fn split_off_one(mut self) -> (Unit, Option<Unit>) {
+    pub(super) fn split_off_one(mut self) -> (SendUnit, Option<SendUnit>) {
         let Some(piece) = self.pieces.pop() else { return (self, None) };
         let all = piece.batch.len();
         let (one, rest) = if all > 1 { (piece.part(0..1), Some(piece.part(1..all))) } else { (piece, None) };
         let mut pieces = std::mem::take(&mut self.pieces);
         pieces.extend(rest);
         let mut parts = self.inherit(|_| vec![vec![one], pieces]).into_iter();
-        let one = parts.next().unwrap_or_else(|| Unit::new(Vec::new()));
+        let one = parts.next().unwrap_or_else(|| SendUnit::new(Vec::new()));
         (one, parts.next().filter(|rest| !rest.pieces.is_empty()))
     }
 
-    fn inherit(mut self, pieces: impl FnOnce(&mut Self) -> Vec<Vec<Piece>>) -> Vec<Unit> {
+    fn inherit(mut self, pieces: impl FnOnce(&mut Self) -> Vec<Vec<BatchPiece>>) -> Vec<SendUnit> {
         let parts = pieces(&mut self);
-        let part = |pieces| Unit {
+        let part = |pieces| SendUnit {
             kind: self.kind,
             why: self.why.clone(),
             since: self.since,
             is_suspected: self.is_suspected,
             is_part: true,
             sent: self.sent,
-            ..Unit::new(pieces)
+            ..SendUnit::new(pieces)
         };
         parts.into_iter().map(part).collect()
     }

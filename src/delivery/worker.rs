@@ -12,10 +12,10 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::account::{Account, Confirm, Settled};
-use super::evidence::{Evidence, Verdict};
-use super::kind::Kind;
-use super::unit::{Piece, RETRY, Unit};
+use super::account::{Account, BatchSettled, Confirm};
+use super::evidence::{Evidence, RetryDecision};
+use super::kind::AnswerKind;
+use super::unit::{BatchPiece, RETRY, SendUnit};
 use super::{
     GROUP_BATCHES_MAX, GROUP_BYTES_MAX, GroupBounds, LOOK_EVERY, Observer, QUEUE_BATCHES_MAX, QUEUE_BYTES_MAX,
     SLOW_HINT, Sink, Written,
@@ -149,18 +149,18 @@ struct UnderWay {
 }
 
 /// A request in flight.
-struct Sent {
-    unit: Unit,
+struct SentUnit {
+    unit: SendUnit,
     /// Whether no other was in flight when it began.
     began_quiet: bool,
     is_repair: bool,
 }
 
 /// A returned sink, with the request and its answers; without them after a check.
-type Back = (Box<dyn Sink>, Option<(Sent, Vec<Written>)>);
+type Back = (Box<dyn Sink>, Option<(SentUnit, Vec<Written>)>);
 
 /// Sends a request; without one, checks the destination.
-async fn send(mut sink: Box<dyn Sink>, sent: Option<Sent>) -> Back {
+async fn send(mut sink: Box<dyn Sink>, sent: Option<SentUnit>) -> Back {
     match sent {
         Some(sent) => {
             let written = sink.write(&sent.unit.batches()).await;
@@ -176,7 +176,7 @@ async fn send(mut sink: Box<dyn Sink>, sent: Option<Sent>) -> Back {
 /// Batches to be written together, oldest first.
 #[derive(Default)]
 struct Group {
-    pieces: Vec<Piece>,
+    pieces: Vec<BatchPiece>,
     bytes: usize,
     records: usize,
     /// Futures that resolve when the group has waited long enough, and when no batch has come for a while; `None` once
@@ -197,7 +197,7 @@ impl Group {
         self.pieces.len() >= bounds.batches || self.bytes >= bounds.bytes || self.records >= bounds.records
     }
 
-    fn push(&mut self, piece: Piece) {
+    fn push(&mut self, piece: BatchPiece) {
         self.bytes += piece.bytes();
         self.records += piece.batch.len();
         self.pieces.push(piece);
@@ -284,9 +284,9 @@ struct Feeder {
     /// A batch taken from the queue that does not fit into the group.
     next: Option<Queued>,
     /// Never sent, and to be sent before the group: parts of a batch that is too large for one request.
-    ready: VecDeque<Unit>,
+    ready: VecDeque<SendUnit>,
     /// Refused requests, or parts of them.
-    parked: Vec<Unit>,
+    parked: Vec<SendUnit>,
     /// The requests in flight, by their numbers.
     under_way: BTreeMap<u64, UnderWay>,
     /// How many of them come from `parked`.
@@ -296,7 +296,7 @@ struct Feeder {
     sent: u64,
     evidence: Evidence,
     /// The last answer while nothing is accepted.
-    held: Option<(Kind, String)>,
+    held: Option<(AnswerKind, String)>,
     pauses: Pauses,
     reported: Reported,
     room: Arc<Semaphore>,
@@ -365,7 +365,7 @@ impl Feeder {
                 () = passed(self.pauses.age.as_mut()) => self.pauses.age = None,
                 Some(Queued { batch, confirm, room }) = self.tried.recv() => {
                     let account = Account::new(batch.len(), confirm, room);
-                    self.parked.push(Unit::new(vec![Piece::whole(batch, account)]));
+                    self.parked.push(SendUnit::new(vec![BatchPiece::whole(batch, account)]));
                 }
                 () = self.drain.cancelled(), if !self.queued.is_closed() => self.close_queue(),
                 next = self.queued.recv(), if has_room && !self.ended => match next {
@@ -441,10 +441,10 @@ impl Feeder {
         }
         let Queued { batch, confirm, room } = queued;
         let account = Account::new(batch.len(), confirm, room);
-        let piece = Piece::whole(batch, account);
+        let piece = BatchPiece::whole(batch, account);
         if piece.bytes() > self.bounds.bytes || piece.batch.len() > self.bounds.records {
             let parts = piece.batch.cut(self.bounds.bytes, self.bounds.records);
-            self.ready.extend(parts.into_iter().map(|part| Unit::new(vec![piece.part(part)])));
+            self.ready.extend(parts.into_iter().map(|part| SendUnit::new(vec![piece.part(part)])));
             return;
         }
         if !self.bounds.age.is_zero() {
@@ -463,7 +463,7 @@ impl Feeder {
     // ---- sending ----
 
     /// The next request to send, and its lane.
-    fn begin_next(&mut self) -> Option<(Box<dyn Sink>, Sent)> {
+    fn begin_next(&mut self) -> Option<(Box<dyn Sink>, SentUnit)> {
         if self.idle.is_empty() {
             return None;
         }
@@ -477,17 +477,17 @@ impl Feeder {
         let refusals = if is_waiting(&unit) { unit.refusals } else { 0 };
         let why = if refusals > 0 { unit.why.clone() } else { String::new() };
         self.under_way.insert(self.sent, UnderWay { began: now, is_quiet: unit.wants_quiet, refusals, why });
-        Some((sink, Sent { unit: Unit { sent: self.sent, ..unit }, began_quiet, is_repair }))
+        Some((sink, SentUnit { unit: SendUnit { sent: self.sent, ..unit }, began_quiet, is_repair }))
     }
 
-    fn choose(&mut self, now: Duration) -> Option<(Unit, bool)> {
+    fn choose(&mut self, now: Duration) -> Option<(SendUnit, bool)> {
         if self.is_sequential
             && let Some(at) = self.parked.iter().position(|unit| unit.refusals_ever > 0)
         {
             let may_be_sent = self.evidence.is_holding() || self.parked.get(at).is_some_and(|unit| unit.due <= now);
             return (self.pauses.all.is_none() && may_be_sent).then(|| (self.parked.remove(at), true));
         }
-        if let Some(at) = self.parked.iter().position(Unit::is_trial) {
+        if let Some(at) = self.parked.iter().position(SendUnit::is_trial) {
             return Some((self.parked.remove(at), true));
         }
         if self.pauses.all.is_some() {
@@ -500,7 +500,7 @@ impl Feeder {
         if self.evidence.is_holding() {
             return if idle { self.probe() } else { None };
         }
-        let due = |unit: &Unit| unit.due <= now;
+        let due = |unit: &SendUnit| unit.due <= now;
         if let Some(at) = self.parked.iter().position(|unit| unit.wants_quiet && due(unit)) {
             return idle.then(|| (self.parked.remove(at), true));
         }
@@ -523,7 +523,7 @@ impl Feeder {
 
     /// The probe while nothing is accepted: alternates between requests never sent and the one sent longest ago; of
     /// rejected ones, a single record.
-    fn probe(&mut self) -> Option<(Unit, bool)> {
+    fn probe(&mut self) -> Option<(SendUnit, bool)> {
         self.evidence.probes += 1;
         if self.evidence.probes.is_multiple_of(2)
             && let Some(unit) = self.fresh()
@@ -540,7 +540,7 @@ impl Feeder {
             sink.forget(&unit.batches());
         }
         let (one, rest) = unit.split_off_one();
-        self.parked.extend(rest.map(|rest| Unit { sent: self.sent + 1, ..rest }));
+        self.parked.extend(rest.map(|rest| SendUnit { sent: self.sent + 1, ..rest }));
         Some((one, true))
     }
 
@@ -551,13 +551,13 @@ impl Feeder {
         !self.ready.is_empty() || !group.pieces.is_empty() && is_whole
     }
 
-    fn fresh(&mut self) -> Option<Unit> {
+    fn fresh(&mut self) -> Option<SendUnit> {
         if !self.has_fresh() {
             return None;
         }
         // A batch larger than a request came after the group.
         if !self.group.pieces.is_empty() {
-            return Some(Unit::new(std::mem::take(&mut self.group).pieces));
+            return Some(SendUnit::new(std::mem::take(&mut self.group).pieces));
         }
         self.ready.pop_front()
     }
@@ -565,14 +565,14 @@ impl Feeder {
     // ---- outcomes ----
 
     /// Settles the accepted records and decides on the others; returns why the destination is gone, if it is.
-    fn settle(&mut self, mut sink: Box<dyn Sink>, sent: Sent, written: Vec<Written>) -> Option<String> {
-        let Sent { mut unit, began_quiet, is_repair } = sent;
+    fn settle(&mut self, mut sink: Box<dyn Sink>, sent: SentUnit, written: Vec<Written>) -> Option<String> {
+        let SentUnit { mut unit, began_quiet, is_repair } = sent;
         self.under_way.remove(&unit.sent);
         self.repairing -= usize::from(is_repair);
         let was_quiet = began_quiet && self.sent == unit.sent;
         let mut written = written.into_iter();
         let (mut closed, mut taken) = (None, false);
-        let mut refused: Vec<(Piece, Written)> = Vec::new();
+        let mut refused: Vec<(BatchPiece, Written)> = Vec::new();
         for piece in std::mem::take(&mut unit.pieces) {
             // A sink that returns fewer answers than batches has not confirmed the rest.
             match written.next().unwrap_or_else(|| Written::refused("the sink gave no answer")) {
@@ -582,7 +582,7 @@ impl Feeder {
                     piece.delivered();
                 }
                 Written::Closed(why) => {
-                    piece.end(Settled::Refused(why.clone()));
+                    piece.end(BatchSettled::Refused(why.clone()));
                     closed = Some(why);
                 }
                 answer => refused.push((piece, answer)),
@@ -593,13 +593,18 @@ impl Feeder {
         }
         if let Some((_, first)) = refused.first() {
             let first = first.clone();
-            let is_one = refused.iter().all(|(_, answer)| Kind::of(answer) == Kind::of(&first));
+            let is_one = refused.iter().all(|(_, answer)| AnswerKind::of(answer) == AnswerKind::of(&first));
             if is_one {
                 unit.pieces = refused.into_iter().map(|(piece, _)| piece).collect();
                 self.refused(&mut *sink, unit, &first, was_quiet);
             } else {
                 for (piece, answer) in refused {
-                    self.refused(&mut *sink, Unit { is_part: true, ..Unit::new(vec![piece]) }, &answer, was_quiet);
+                    self.refused(
+                        &mut *sink,
+                        SendUnit { is_part: true, ..SendUnit::new(vec![piece]) },
+                        &answer,
+                        was_quiet,
+                    );
                 }
             }
         }
@@ -608,7 +613,7 @@ impl Feeder {
     }
 
     /// Records were accepted: requests that waited because of that may continue.
-    fn took(&mut self, unit: &Unit) {
+    fn took(&mut self, unit: &SendUnit) {
         let (was_holding, taken_before) = (self.evidence.is_holding(), self.evidence.taken);
         self.evidence.took(unit);
         self.held = None;
@@ -623,14 +628,14 @@ impl Feeder {
         }
     }
 
-    fn refused(&mut self, sink: &mut dyn Sink, mut unit: Unit, answer: &Written, was_quiet: bool) {
-        let (Some(kind), Some(why)) = (Kind::of(answer), answer.why()) else { return };
+    fn refused(&mut self, sink: &mut dyn Sink, mut unit: SendUnit, answer: &Written, was_quiet: bool) {
+        let (Some(kind), Some(why)) = (AnswerKind::of(answer), answer.why()) else { return };
         self.observer.refused(&self.name);
         self.reported.refusals += 1;
         if unit.is_trial() {
             let settled = match kind {
-                Kind::Moment | Kind::Unclear | Kind::Setting => Settled::Refused(why.to_owned()),
-                Kind::Records | Kind::Size => Settled::Rejected(why.to_owned()),
+                AnswerKind::Moment | AnswerKind::Unclear | AnswerKind::Setting => BatchSettled::Refused(why.to_owned()),
+                AnswerKind::Records | AnswerKind::Size => BatchSettled::Rejected(why.to_owned()),
             };
             unit.pieces.into_iter().for_each(|piece| piece.end(settled.clone()));
             return;
@@ -641,7 +646,7 @@ impl Feeder {
         unit.refusals_ever += 1;
         unit.wants_quiet = false;
         unit.since.get_or_insert(self.evidence.taken);
-        if unit.records() == 1 && kind != Kind::Moment {
+        if unit.records() == 1 && kind != AnswerKind::Moment {
             unit.alone_since.get_or_insert(self.evidence.taken);
             unit.alone += 1;
         }
@@ -664,25 +669,25 @@ impl Feeder {
             self.pauses.hold(&*self.clock);
             // An answer about a setting may come among others.
             if !was_holding || self.held.as_ref().is_some_and(|(known, _)| is_passing(*known) && !is_passing(kind)) {
-                self.say_held(kind, why);
+                self.report_held(kind, why);
             }
             self.held = Some((kind, why.to_owned()));
         }
         let nothing_else =
-            self.under_way.is_empty() && self.has_nothing_new() && self.parked.iter().all(Unit::is_alone);
+            self.under_way.is_empty() && self.has_nothing_new() && self.parked.iter().all(SendUnit::is_alone);
         match self.evidence.judge(&unit, kind, was_quiet, nothing_else) {
-            Verdict::Wait => self.parked.push(unit),
-            Verdict::Again => self.parked.push(Unit { due: Duration::ZERO, ..unit }),
-            Verdict::Quiet => self.parked.push(Unit { due: Duration::ZERO, wants_quiet: true, ..unit }),
-            Verdict::Split => {
+            RetryDecision::Wait => self.parked.push(unit),
+            RetryDecision::Again => self.parked.push(SendUnit { due: Duration::ZERO, ..unit }),
+            RetryDecision::Quiet => self.parked.push(SendUnit { due: Duration::ZERO, wants_quiet: true, ..unit }),
+            RetryDecision::Split => {
                 sink.forget(&unit.batches());
                 unit.is_suspected |= unit.has_contrast(self.evidence.taken);
                 self.parked.extend(unit.split());
             }
-            Verdict::Unfit => {
+            RetryDecision::Unfit => {
                 sink.forget(&unit.batches());
                 self.evidence.set_aside();
-                let Unit { pieces, why, .. } = unit;
+                let SendUnit { pieces, why, .. } = unit;
                 pieces.into_iter().for_each(|piece| piece.unfit(why.clone()));
             }
         }
@@ -690,7 +695,7 @@ impl Feeder {
 
     // ---- reports ----
 
-    fn say_held(&self, kind: Kind, why: &str) {
+    fn report_held(&self, kind: AnswerKind, why: &str) {
         if is_passing(kind) {
             tracing::warn!(sink = %self.name, why, "sink does not take records, trying again");
         } else {
@@ -710,7 +715,7 @@ impl Feeder {
             self.reported.age_secs = age.as_secs();
             self.observer.oldest_request(&self.name, age);
         }
-        let is_held = self.held.as_ref().is_some_and(|(kind, _)| *kind != Kind::Moment);
+        let is_held = self.held.as_ref().is_some_and(|(kind, _)| *kind != AnswerKind::Moment);
         if is_held != self.reported.is_held {
             self.reported.is_held = is_held;
             self.observer.held_back(&self.name, is_held);
@@ -764,17 +769,17 @@ const HELD_HINT: &str =
     "look for a wrong setting of the sink or of its receiver: address, credentials, index, channel, format";
 
 /// Whether it is likely to end by itself.
-fn is_passing(kind: Kind) -> bool {
-    matches!(kind, Kind::Moment | Kind::Unclear)
+fn is_passing(kind: AnswerKind) -> bool {
+    matches!(kind, AnswerKind::Moment | AnswerKind::Unclear)
 }
 
 /// Whether its waiting is worth a report: a rejected request is settled within seconds, unless there is nothing to
 /// compare it with.
-fn is_waiting(unit: &Unit) -> bool {
+fn is_waiting(unit: &SendUnit) -> bool {
     match unit.kind {
-        Some(Kind::Moment | Kind::Unclear) => unit.refusals > 0,
+        Some(AnswerKind::Moment | AnswerKind::Unclear) => unit.refusals > 0,
         // If everything is refused, another report covers it.
-        Some(Kind::Setting) => unit.refusals >= REFUSALS_TO_REPORT,
+        Some(AnswerKind::Setting) => unit.refusals >= REFUSALS_TO_REPORT,
         _ => unit.alone >= REFUSALS_TO_REPORT,
     }
 }

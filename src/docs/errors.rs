@@ -34,11 +34,11 @@ use crate::hosts::net::NetSinkError;
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
 use crate::source::SourceError;
 use crate::source::backfill::BackfillError;
-use crate::source::heal::desk::HealError;
+use crate::source::heal::requests::HealError;
 use crate::source::slow_store::SLOW_HINT as STORE_SLOW_HINT;
 
 /// One occasion on which a slug is shown.
-struct Entry {
+struct Occasion {
     slug: &'static str,
     what: String,
     remedy: String,
@@ -71,7 +71,7 @@ pub(super) fn documents() -> Vec<Document> {
     std::iter::once(index).chain(pages).collect()
 }
 
-fn page(slug: &str, entries: &[Entry]) -> String {
+fn page(slug: &str, entries: &[Occasion]) -> String {
     let mut page = format!("{NOTICE}\n\n# {slug}\n");
     for entry in entries {
         let _ = write!(page, "\n{}.\n\n- comes from: {}\n", capital(&entry.what), entry.origin);
@@ -94,8 +94,8 @@ fn capital(text: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
-fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
-    let feed = known_errors().into_iter().map(|(slug, what, remedy)| Entry {
+fn pages() -> BTreeMap<&'static str, Vec<Occasion>> {
+    let feed = known_errors().into_iter().map(|(slug, what, remedy)| Occasion {
         slug,
         what: what.to_owned(),
         remedy,
@@ -106,7 +106,7 @@ fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
             _ => "signing in, or a call of the feed: the network between (`src/auth/network.rs`)",
         },
     });
-    let mut pages: BTreeMap<&'static str, Vec<Entry>> = BTreeMap::new();
+    let mut pages: BTreeMap<&'static str, Vec<Occasion>> = BTreeMap::new();
     for entry in feed.chain(made()).chain(WRITTEN.iter().map(written)) {
         let entries = pages.entry(entry.slug).or_default();
         // An error that is reported at two places is listed once here.
@@ -118,7 +118,7 @@ fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
 }
 
 /// Errors that can be made here, with example values.
-fn made() -> Vec<Entry> {
+fn made() -> Vec<Occasion> {
     let groups = [
         of_the_state(),
         of_sinks(),
@@ -133,7 +133,7 @@ fn made() -> Vec<Entry> {
 }
 
 /// Those of opening the state.
-fn of_the_state() -> Vec<Entry> {
+fn of_the_state() -> Vec<Occasion> {
     let mut entries = Vec::new();
     let state = || PathBuf::from("/var/lib/m365-audit/state.sqlite3");
     let data_dir = || PathBuf::from("/var/lib/m365-audit");
@@ -160,7 +160,7 @@ fn of_the_state() -> Vec<Entry> {
 }
 
 /// Those of sinks.
-fn of_sinks() -> Vec<Entry> {
+fn of_sinks() -> Vec<Occasion> {
     let mut entries = Vec::new();
     let sink = || PathBuf::from("/var/log/m365/audit.ndjson");
     let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
@@ -190,7 +190,7 @@ fn of_sinks() -> Vec<Entry> {
 }
 
 /// Those of the process's listeners.
-fn of_listeners() -> Vec<Entry> {
+fn of_listeners() -> Vec<Occasion> {
     let mut entries = Vec::new();
     let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
     let listen = "127.0.0.1:9598".to_owned();
@@ -210,7 +210,7 @@ fn of_listeners() -> Vec<Entry> {
 }
 
 /// Those of back-fills and of positions moved by hand.
-fn of_positions() -> Vec<Entry> {
+fn of_positions() -> Vec<Occasion> {
     let mut entries = Vec::new();
     let time = |hours: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_hours(493_656 + hours);
     let errors = [
@@ -249,7 +249,7 @@ fn of_positions() -> Vec<Entry> {
 }
 
 /// Those of `m365-audit normalize` and of masks.
-fn of_normalize() -> Vec<Entry> {
+fn of_normalize() -> Vec<Occasion> {
     let mut entries = Vec::new();
     let pointer = crate::normalise::Mask::new(true, &["no-pointer".to_owned()]).err();
     entries.extend(
@@ -273,7 +273,7 @@ fn of_normalize() -> Vec<Entry> {
 }
 
 /// Those of receipts and of their key.
-fn of_receipts() -> Vec<Entry> {
+fn of_receipts() -> Vec<Occasion> {
     let key = || PathBuf::from("/var/lib/m365-audit/receipts.key");
     let errors = [
         KeyError::Missing { path: key() },
@@ -281,7 +281,7 @@ fn of_receipts() -> Vec<Entry> {
         KeyError::Damaged { path: key(), why: "it is no private key in PEM".to_owned() },
     ];
     let origin = "the key that receipts are signed with (`src/hosts/embedded/receipts_key.rs`)";
-    let mut entries: Vec<Entry> = errors.iter().map(|error| entry(error, origin)).collect();
+    let mut entries: Vec<Occasion> = errors.iter().map(|error| entry(error, origin)).collect();
     let errors = [
         ReceiptsError::NotVerified(2),
         ReceiptsError::Nothing { data_dir: PathBuf::from("/var/lib/m365-audit") },
@@ -304,7 +304,7 @@ fn of_receipts() -> Vec<Entry> {
 }
 
 /// Those of `m365-audit tenant`.
-fn of_tenants() -> Vec<Entry> {
+fn of_tenants() -> Vec<Occasion> {
     let Ok(tenant) = "11111111-1111-1111-1111-111111111111".parse::<TenantId>() else { return Vec::new() };
     let origin = "`m365-audit tenant remove --purge` (`src/cli/purge.rs`)";
     let why = || StateError::Unavailable("database or disk is full".to_owned());
@@ -314,7 +314,7 @@ fn of_tenants() -> Vec<Entry> {
         PurgeError::Traces { tenant: tenant.clone(), why: why() },
         PurgeError::Verdict { tenant: tenant.clone(), path, why: io::ErrorKind::PermissionDenied.into() },
     ];
-    let mut entries: Vec<Entry> = errors.iter().map(|error| entry(error, origin)).collect();
+    let mut entries: Vec<Occasion> = errors.iter().map(|error| entry(error, origin)).collect();
     entries.push(entry(&StillRead { name: "customers.fabrikam".to_owned(), tenant }, origin));
     let path = PathBuf::from("/etc/m365-audit/tenants.d/fabrikam.toml");
     let error = NotWritten { path, why: io::ErrorKind::PermissionDenied.into() };
@@ -323,7 +323,7 @@ fn of_tenants() -> Vec<Entry> {
 }
 
 /// Those of moving a state from one store to another.
-fn of_transfers() -> Vec<Entry> {
+fn of_transfers() -> Vec<Occasion> {
     let Ok(tenant) = "11111111-1111-1111-1111-111111111111".parse::<TenantId>() else { return Vec::new() };
     let path = || PathBuf::from("fabrikam.state");
     let errors = [
@@ -334,7 +334,7 @@ fn of_transfers() -> Vec<Entry> {
         TransferError::Damaged { path: path(), why: "its end is missing".to_owned() },
     ];
     let origin = "`m365-audit state export --tenant` and `state import` (`src/cli/transfer.rs`)";
-    let mut entries: Vec<Entry> = errors.iter().map(|error| entry(error, origin)).collect();
+    let mut entries: Vec<Occasion> = errors.iter().map(|error| entry(error, origin)).collect();
     entries.push(entry(&InCluster, "`m365-audit tenant remove --purge` (`src/cli/purge.rs`)"));
     entries.push(entry(
         &HeldByMember { name: "worker-1".to_owned(), tenant },
@@ -344,7 +344,7 @@ fn of_transfers() -> Vec<Entry> {
 }
 
 /// Those of the configuration, and of adding and removing tenants.
-fn of_the_configuration() -> Vec<Entry> {
+fn of_the_configuration() -> Vec<Occasion> {
     let mut entries = of_tenants();
     entries.extend(of_transfers());
     let problem = Problem {
@@ -357,7 +357,7 @@ fn of_the_configuration() -> Vec<Entry> {
         hint: None,
     };
     let error = ConfigError { path: None, problems: vec![problem.clone()] };
-    entries.push(Entry {
+    entries.push(Occasion {
         slug: error.slug(),
         what: format!("the configuration has problems, all of which are told at once: {problem}"),
         remedy: error.hint(),
@@ -367,7 +367,7 @@ fn of_the_configuration() -> Vec<Entry> {
 }
 
 /// Those that stop a source; its health has the same text.
-fn of_sources() -> Vec<Entry> {
+fn of_sources() -> Vec<Occasion> {
     let mut entries = Vec::new();
     let why = |text: &str| text.to_owned();
     let key = || "m365_audit/v1/00000000-0000-0000-0000-000000000000/tenant".to_owned();
@@ -391,15 +391,15 @@ fn of_sources() -> Vec<Entry> {
     entries
 }
 
-fn entry(error: &dyn Actionable, origin: &'static str) -> Entry {
-    Entry { slug: error.slug(), what: error.to_string(), remedy: error.hint(), origin }
+fn entry(error: &dyn Actionable, origin: &'static str) -> Occasion {
+    Occasion { slug: error.slug(), what: error.to_string(), remedy: error.hint(), origin }
 }
 
 /// Slug, message, remedy, origin.
-type Written = (&'static str, &'static str, &'static str, &'static str);
+type WrittenError = (&'static str, &'static str, &'static str, &'static str);
 
-fn written(&(slug, what, remedy, origin): &Written) -> Entry {
-    Entry { slug, what: what.to_owned(), remedy: remedy.to_owned(), origin }
+fn written(&(slug, what, remedy, origin): &WrittenError) -> Occasion {
+    Occasion { slug, what: what.to_owned(), remedy: remedy.to_owned(), origin }
 }
 
 const HEALTH: &str = "`m365-audit health` (`src/cli/health.rs`)";
@@ -408,7 +408,7 @@ const LOOP: &str = "a running source: log and health (`src/source/tenant.rs`)";
 
 /// Messages that are logged or printed by `check` and are not values of an error type.
 #[rustfmt::skip]
-const WRITTEN: &[Written] = &[
+const WRITTEN: &[WrittenError] = &[
     (
         "fluent-bit-second-instance",
         "there is an input `m365_audit` already, and Fluent Bit pauses the wrong one of two and loses its records",

@@ -20,12 +20,12 @@ use crate::normalise::{json, parameters};
 #[derive(Debug, Clone)]
 pub struct Header {
     form: Form,
-    columns: Vec<Column>,
+    columns: Vec<ColumnTarget>,
 }
 
 /// The destination of a cell.
 #[derive(Debug, Clone)]
-enum Column {
+enum ColumnTarget {
     /// None: it belongs to the tool, or repeats another.
     Skip,
     /// A member, by the names of its path.
@@ -85,10 +85,10 @@ const GRAPHS: &[(&str, &str)] = &[
 ];
 
 /// The field of [`Outer`] for a cell.
-type Slot = fn(&mut Outer) -> &mut Option<String>;
+type OuterField = fn(&mut Outer) -> &mut Option<String>;
 
 /// Outer cells by their columns.
-const OUTER: &[(&str, Slot)] = &[
+const OUTER: &[(&str, OuterField)] = &[
     ("RecordId", |outer| &mut outer.id),
     ("Identity", |outer| &mut outer.id),
     ("CreationDate", |outer| &mut outer.time),
@@ -177,7 +177,7 @@ impl Header {
         let prefixed = names.iter().any(|name| unprefixed(name).1);
         let twice = names.iter().any(|name| is(name, "AuditRecordType"));
         let columns = names.iter().map(|name| match form {
-            Form::OfficeActivityCsv => Column::Member(vec![(*name).to_owned()]),
+            Form::OfficeActivityCsv => ColumnTarget::Member(vec![(*name).to_owned()]),
             Form::GraphCsv => graph_column(name),
             _ => flat_column(name, form, prefixed, twice),
         });
@@ -206,7 +206,7 @@ impl Header {
         if cells.iter().skip(self.columns.len()).any(|cell| !cell.trim().is_empty()) {
             return Err(Unrestorable { why: "the row has more cells than its header".into() });
         }
-        let mut row = Row::default();
+        let mut row = FlatRow::default();
         for (column, cell) in self.columns.iter().zip(cells) {
             row.take(column, cell);
         }
@@ -215,7 +215,7 @@ impl Header {
             return Err(Unrestorable { why: "the row is empty".into() });
         }
         let mut out = Vec::with_capacity(1024);
-        Node::Object(event).push(&mut out);
+        ValueNode::Object(event).push(&mut out);
         Ok((Bytes::from(out), outer))
     }
 }
@@ -240,48 +240,48 @@ fn form_of(names: &[&str]) -> Option<Form> {
     Some(if splunk { Form::SplunkCsv } else { Form::FlatCsv })
 }
 
-fn graph_column(name: &str) -> Column {
+fn graph_column(name: &str) -> ColumnTarget {
     if among(&["userId", "userPrincipalName"], name) {
-        return Column::GraphUser;
+        return ColumnTarget::GraphUser;
     }
     if among(TOOLS, name) || is(name, "AdditionalProperties") {
-        return Column::Skip;
+        return ColumnTarget::Skip;
     }
     let renamed = GRAPHS.iter().find(|(known, _)| is(known, name)).map_or(name, |(_, member)| member);
-    Column::Member(vec![renamed.to_owned()])
+    ColumnTarget::Member(vec![renamed.to_owned()])
 }
 
-fn flat_column(name: &str, form: Form, prefixed: bool, twice: bool) -> Column {
+fn flat_column(name: &str, form: Form, prefixed: bool, twice: bool) -> ColumnTarget {
     let (bare, is_inner) = unprefixed(name);
     if among(TOOLS, name) || name.is_empty() {
-        return Column::Skip;
+        return ColumnTarget::Skip;
     }
     if let Some((_, field)) = OUTER.iter().find(|(known, _)| is(known, name)) {
-        return Column::Outer(*field);
+        return ColumnTarget::Outer(*field);
     }
     // If the inner record type has a column of its own, the other is the outer one.
     if is(name, "RecordType") && (twice || prefixed) {
-        return Column::Outer(|outer| &mut outer.record_type);
+        return ColumnTarget::Outer(|outer| &mut outer.record_type);
     }
     if let Some((list, key)) = bare.split_once("{}.") {
-        return Column::Entries { list: list.to_owned(), key: key.to_owned(), column: name.to_owned() };
+        return ColumnTarget::Entries { list: list.to_owned(), key: key.to_owned(), column: name.to_owned() };
     }
     // Splunk's own fields and the aliases of its data models begin with a lower-case letter, as do those of Elastic and
     // the flattener.
     let starts_small = bare.starts_with(|c: char| !c.is_ascii_uppercase());
     if starts_small && (form == Form::SplunkCsv || (prefixed && !is_inner)) {
-        return Column::Skip;
+        return ColumnTarget::Skip;
     }
     if let Some((_, path)) = RENAMED.iter().find(|(known, _)| is(known, bare)) {
-        return Column::Member(path.iter().map(|part| (*part).to_owned()).collect());
+        return ColumnTarget::Member(path.iter().map(|part| (*part).to_owned()).collect());
     }
     if let Some(parameter) = bare.strip_prefix("Param_") {
-        return Column::Parameter(parameter.to_owned());
+        return ColumnTarget::Parameter(parameter.to_owned());
     }
     if is(bare, "FullCommand") {
-        return Column::Command;
+        return ColumnTarget::Command;
     }
-    Column::Member(path_of(bare))
+    ColumnTarget::Member(path_of(bare))
 }
 
 /// The names of a member's path: `A.b`, `A/b`, `A[0].b`, and `A_b` if `A` is known to have members.
@@ -301,21 +301,21 @@ fn path_of(name: &str) -> Vec<String> {
 
 /// A value being assembled.
 #[derive(Debug)]
-enum Node {
+enum ValueNode {
     /// A JSON token.
     Token(String),
     /// Members, or elements if every name is a number.
-    Object(Vec<(String, Node)>),
+    Object(Vec<(String, ValueNode)>),
 }
 
-impl Node {
+impl ValueNode {
     fn push(&self, out: &mut Vec<u8>) {
         let members = match self {
-            Node::Token(token) => return out.extend_from_slice(token.as_bytes()),
-            Node::Object(members) => members,
+            ValueNode::Token(token) => return out.extend_from_slice(token.as_bytes()),
+            ValueNode::Object(members) => members,
         };
-        let place = |(name, _): &(String, Node)| name.parse::<u32>().ok();
-        let mut places: Vec<(u32, &Node)> =
+        let place = |(name, _): &(String, ValueNode)| name.parse::<u32>().ok();
+        let mut places: Vec<(u32, &ValueNode)> =
             members.iter().map_while(|member| Some((place(member)?, &member.1))).collect();
         let is_list = !members.is_empty() && places.len() == members.len();
         out.push(if is_list { b'[' } else { b'{' });
@@ -343,8 +343,8 @@ impl Node {
 
 /// One row being read.
 #[derive(Default)]
-struct Row {
-    members: Vec<(String, Node)>,
+struct FlatRow {
+    members: Vec<(String, ValueNode)>,
     outer: Outer,
     /// Lists of which each key has a cell: list, key, column, lines.
     entries: Vec<(String, String, String, Vec<String>)>,
@@ -354,31 +354,33 @@ struct Row {
     users: Vec<String>,
 }
 
-impl Row {
-    fn take(&mut self, column: &Column, cell: &str) {
+impl FlatRow {
+    fn take(&mut self, column: &ColumnTarget, cell: &str) {
         if cell.trim().is_empty() {
-            if let Column::Parameter(name) = column {
+            if let ColumnTarget::Parameter(name) = column {
                 self.parameters.push((name.clone(), String::new()));
             }
             return;
         }
         match column {
-            Column::Skip => {}
-            Column::Member(path) => insert(&mut self.members, path, token(path.last().map_or("", |name| name), cell)),
-            Column::Entries { list, key, column } => {
+            ColumnTarget::Skip => {}
+            ColumnTarget::Member(path) => {
+                insert(&mut self.members, path, token(path.last().map_or("", |name| name), cell))
+            }
+            ColumnTarget::Entries { list, key, column } => {
                 let lines = cell.lines().map(str::to_owned).collect();
                 self.entries.push((list.clone(), key.clone(), column.clone(), lines));
             }
-            Column::Parameter(name) => self.parameters.push((name.clone(), cell.to_owned())),
-            Column::Command => self.command = Some(cell.to_owned()),
-            Column::GraphUser => self.users.push(cell.trim().to_owned()),
-            Column::Outer(field) => {
+            ColumnTarget::Parameter(name) => self.parameters.push((name.clone(), cell.to_owned())),
+            ColumnTarget::Command => self.command = Some(cell.to_owned()),
+            ColumnTarget::GraphUser => self.users.push(cell.trim().to_owned()),
+            ColumnTarget::Outer(field) => {
                 field(&mut self.outer).get_or_insert_with(|| cell.trim().to_owned());
             }
         }
     }
 
-    fn finish(mut self) -> (Vec<(String, Node)>, Outer) {
+    fn finish(mut self) -> (Vec<(String, ValueNode)>, Outer) {
         self.join_entries();
         self.join_parameters();
         // Graph swaps the two: in the feed the address is the user's id.
@@ -402,7 +404,7 @@ impl Row {
             let plain = of_list.iter().all(|(_, key, _, lines)| lines.len() == count && !key.contains("{}"));
             if !plain {
                 for (_, _, column, lines) in of_list {
-                    self.members.push((column, Node::Token(token_of(&lines.join("\n")))));
+                    self.members.push((column, ValueNode::Token(token_of(&lines.join("\n")))));
                 }
                 continue;
             }
@@ -452,20 +454,20 @@ impl Row {
 }
 
 /// Inserts a token at its path. An existing value stays: the first column of a name counts.
-fn insert(members: &mut Vec<(String, Node)>, path: &[String], token: String) {
+fn insert(members: &mut Vec<(String, ValueNode)>, path: &[String], token: String) {
     let Some((name, rest)) = path.split_first() else { return };
     let at = members.iter().position(|(known, _)| is(known, name));
     if rest.is_empty() {
         if at.is_none() {
-            members.push((name.clone(), Node::Token(token)));
+            members.push((name.clone(), ValueNode::Token(token)));
         }
         return;
     }
     let at = at.unwrap_or_else(|| {
-        members.push((name.clone(), Node::Object(Vec::new())));
+        members.push((name.clone(), ValueNode::Object(Vec::new())));
         members.len() - 1
     });
-    if let Some((_, Node::Object(inner))) = members.get_mut(at) {
+    if let Some((_, ValueNode::Object(inner))) = members.get_mut(at) {
         insert(inner, rest, token);
     }
 }

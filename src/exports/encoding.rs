@@ -11,17 +11,17 @@ use memchr::memchr;
 
 /// Which byte of a unit of UTF-16 comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
+enum ByteOrder {
     Little,
     Big,
 }
 
 /// Returns the content of `inner` as UTF-8, without a mark at its beginning.
-pub struct Utf8<R>(Form<R>);
+pub struct Utf8<R>(TextEncoding<R>);
 
-enum Form<R> {
+enum TextEncoding<R> {
     /// UTF-8, or Windows-1252.
-    Bytes(Bytes<R>),
+    Bytes(ByteReader<R>),
     Utf16(Box<DecodeReaderBytes<Aligned<R>, Vec<u8>>>),
 }
 
@@ -32,13 +32,13 @@ impl<R: Read> Utf8<R> {
     pub fn new(beginning: &[u8], inner: R) -> Utf8<R> {
         match order(beginning) {
             Some(order) => {
-                let encoding = if order == Order::Little { UTF_16LE } else { UTF_16BE };
+                let encoding = if order == ByteOrder::Little { UTF_16LE } else { UTF_16BE };
                 let aligned = Aligned { order, inner, pending: Vec::new(), given: 0, run: 0, ended: false };
                 let mut decoder = DecodeReaderBytesBuilder::new();
                 decoder.encoding(Some(encoding)).strip_bom(true).bom_override(true);
-                Utf8(Form::Utf16(Box::new(decoder.build(aligned))))
+                Utf8(TextEncoding::Utf16(Box::new(decoder.build(aligned))))
             }
-            None => Utf8(Form::Bytes(Bytes {
+            None => Utf8(TextEncoding::Bytes(ByteReader {
                 inner,
                 skip: if beginning.starts_with(UTF_8_MARK) { UTF_8_MARK.len() } else { 0 },
                 is_utf8: beginning.starts_with(UTF_8_MARK),
@@ -53,37 +53,37 @@ impl<R: Read> Utf8<R> {
 
     /// Whether some of it was Windows-1252.
     pub fn was_windows(&self) -> bool {
-        matches!(&self.0, Form::Bytes(bytes) if bytes.was_windows)
+        matches!(&self.0, TextEncoding::Bytes(bytes) if bytes.was_windows)
     }
 }
 
 impl<R: Read> Read for Utf8<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         match &mut self.0 {
-            Form::Bytes(bytes) => bytes.read(out),
-            Form::Utf16(decoder) => decoder.read(out),
+            TextEncoding::Bytes(bytes) => bytes.read(out),
+            TextEncoding::Utf16(decoder) => decoder.read(out),
         }
     }
 }
 
 /// The order of a text in UTF-16: by its mark, or because each of its first characters, which are ASCII in every export,
 /// has a zero on the same side.
-fn order(beginning: &[u8]) -> Option<Order> {
+fn order(beginning: &[u8]) -> Option<ByteOrder> {
     match beginning {
-        [0xff, 0xfe, ..] => return Some(Order::Little),
-        [0xfe, 0xff, ..] => return Some(Order::Big),
+        [0xff, 0xfe, ..] => return Some(ByteOrder::Little),
+        [0xfe, 0xff, ..] => return Some(ByteOrder::Big),
         _ => {}
     }
     let pairs = beginning.chunks_exact(2).take(4);
     let all = |is: fn(&[u8]) -> bool| pairs.len() >= 2 && pairs.clone().all(is);
     if all(|pair| matches!(pair, [text, 0] if *text != 0 && text.is_ascii())) {
-        return Some(Order::Little);
+        return Some(ByteOrder::Little);
     }
-    all(|pair| matches!(pair, [0, text] if *text != 0 && text.is_ascii())).then_some(Order::Big)
+    all(|pair| matches!(pair, [0, text] if *text != 0 && text.is_ascii())).then_some(ByteOrder::Big)
 }
 
 /// A text of bytes, processed line by line if they are not ASCII.
-struct Bytes<R> {
+struct ByteReader<R> {
     inner: R,
     /// How much of the mark is still to be skipped.
     skip: usize,
@@ -100,7 +100,7 @@ struct Bytes<R> {
 /// How much of a line is judged at once.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 
-impl<R: Read> Bytes<R> {
+impl<R: Read> ByteReader<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         loop {
             let rest = self.ready.get(self.given..).unwrap_or_default();
@@ -189,7 +189,7 @@ impl<R: Read> Bytes<R> {
 
 /// Realigns UTF-16 after a missing or extra byte: otherwise all following characters would be wrong.
 struct Aligned<R> {
-    order: Order,
+    order: ByteOrder,
     inner: R,
     /// Bytes read; those before `given` were passed on.
     pending: Vec<u8>,
@@ -238,14 +238,14 @@ impl<R: Read> Aligned<R> {
         self.ended = read? == 0;
         let mut at = looked_at;
         while let Some(&[first, second]) = self.pending.get(at..at + 2) {
-            let (low, high) = if self.order == Order::Little { (first, second) } else { (second, first) };
+            let (low, high) = if self.order == ByteOrder::Little { (first, second) } else { (second, first) };
             let is_swapped = low == 0 && (high.is_ascii_graphic() || matches!(high, b' ' | b'\t' | b'\r' | b'\n'));
             self.run = if is_swapped { self.run + 1 } else { 0 };
             at += 2;
             if self.run == SWAPPED_MAX {
                 // The first byte of the run has no partner; it becomes a character of its own.
                 let orphan = at - 2 * SWAPPED_MAX;
-                let unit = if self.order == Order::Little { [0xfd, 0xff] } else { [0xff, 0xfd] };
+                let unit = if self.order == ByteOrder::Little { [0xfd, 0xff] } else { [0xff, 0xfd] };
                 self.pending.splice(orphan..=orphan, unit);
                 self.run = 0;
                 at = orphan + 2;
@@ -278,8 +278,8 @@ mod tests {
         text
     }
 
-    fn wide(text: &str, order: Order) -> Vec<u8> {
-        let bytes = if order == Order::Little { u16::to_le_bytes } else { u16::to_be_bytes };
+    fn wide(text: &str, order: ByteOrder) -> Vec<u8> {
+        let bytes = if order == ByteOrder::Little { u16::to_le_bytes } else { u16::to_be_bytes };
         text.encode_utf16().flat_map(bytes).collect()
     }
 
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn a_text_is_read_in_the_encoding_it_was_saved_in() {
         let text = "{\"Name\":\"José 😀\"}\n";
-        for order in [Order::Little, Order::Big] {
+        for order in [ByteOrder::Little, ByteOrder::Big] {
             check(&wide(text, order), text.as_bytes());
             check(&wide(&format!("\u{feff}{text}"), order), text.as_bytes());
         }
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn a_byte_lost_or_added_in_utf16_costs_its_place_only() {
         let text = "{\"Id\":\"abcdefgh\"}\n".repeat(4);
-        for order in [Order::Little, Order::Big] {
+        for order in [ByteOrder::Little, ByteOrder::Big] {
             let whole = wide(&text, order);
             for at in 12..whole.len() / 2 {
                 let (before, after) = whole.split_at(at);
@@ -339,7 +339,7 @@ mod tests {
         #[test]
         fn any_text_comes_out_as_it_was_in_steps_of_any_size(text in any::<String>(), step in 1_usize..9) {
             prop_assume!(!text.starts_with('\u{feff}'));
-            for order in [Order::Little, Order::Big] {
+            for order in [ByteOrder::Little, ByteOrder::Big] {
                 let bytes = wide(&format!("\u{feff}{text}"), order);
                 prop_assert_eq!(decoded(&bytes, step), text.as_bytes());
             }

@@ -105,11 +105,11 @@ pub enum InputError {
 
 /// Receives the texts read.
 pub trait Texts {
-    /// Takes the text of one file to its end. An error of `text` must be returned; [`Stop`] ends everything.
+    /// Takes the text of one file to its end. An error of `text` must be returned; [`StopReading`] ends everything.
     ///
     /// # Errors
     /// The receiver is done, or reading failed.
-    fn text(&mut self, name: &Arc<str>, text: &mut dyn Read) -> Result<(), Ended>;
+    fn text(&mut self, name: &Arc<str>, text: &mut dyn Read) -> Result<(), TextEnd>;
     /// Called for an input that could not be read.
     fn problem(&mut self, error: InputError);
     /// Called with a note on an unusual reading.
@@ -118,7 +118,7 @@ pub trait Texts {
 
 /// Why a text was not taken to its end.
 #[derive(Debug)]
-pub enum Ended {
+pub enum TextEnd {
     /// Nothing more is wanted.
     Stop,
     /// Reading failed.
@@ -127,7 +127,7 @@ pub enum Ended {
 
 /// Nothing more is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stop;
+pub struct StopReading;
 
 /// The maximum depth of archives within archives.
 const DEPTH_MAX: usize = 4;
@@ -139,7 +139,7 @@ const MAGIC_BYTES: usize = 8;
 ///
 /// # Errors
 /// Nothing more is wanted.
-pub fn read(input: Input<'_>, texts: &mut dyn Texts) -> Result<(), Stop> {
+pub fn read(input: Input<'_>, texts: &mut dyn Texts) -> Result<(), StopReading> {
     match input {
         Input::Path(path) => read_path(&path, None, &mut BTreeSet::new(), texts),
         Input::Watched(path, watch) => read_path(&path, Some(&watch), &mut BTreeSet::new(), texts),
@@ -152,7 +152,7 @@ fn read_path(
     watch: Option<&Watch>,
     around: &mut BTreeSet<PathBuf>,
     texts: &mut dyn Texts,
-) -> Result<(), Stop> {
+) -> Result<(), StopReading> {
     let name = path.display().to_string();
     let is_folder = path.metadata().map(|metadata| metadata.is_dir());
     let opened = match is_folder {
@@ -161,7 +161,7 @@ fn read_path(
         Err(error) => Err(error),
     };
     match opened {
-        Ok(file) => Layer { name: name.into(), depth: 0 }.read_file(Opened { file, watch: watch.cloned() }, texts),
+        Ok(file) => Layer { name: name.into(), depth: 0 }.read_file(OpenedFile { file, watch: watch.cloned() }, texts),
         Err(source) => {
             texts.problem(InputError::Open { name, source });
             Ok(())
@@ -176,7 +176,7 @@ fn read_folder(
     watch: Option<&Watch>,
     around: &mut BTreeSet<PathBuf>,
     texts: &mut dyn Texts,
-) -> Result<(), Stop> {
+) -> Result<(), StopReading> {
     let (real, names) = match names_in(path) {
         Ok(listed) => listed,
         Err(source) => {
@@ -205,12 +205,12 @@ fn names_in(path: &Path) -> io::Result<(PathBuf, Vec<OsString>)> {
 }
 
 /// A file, and its callback for the progress.
-struct Opened {
+struct OpenedFile {
     file: File,
     watch: Option<Watch>,
 }
 
-impl Read for Opened {
+impl Read for OpenedFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
         if let Some(watch) = &self.watch {
@@ -220,7 +220,7 @@ impl Read for Opened {
     }
 }
 
-impl Seek for Opened {
+impl Seek for OpenedFile {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.file.seek(to)
     }
@@ -234,7 +234,7 @@ struct Layer {
 
 /// The type of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum FileKind {
     Gzip,
     Zip,
     Zstd,
@@ -242,24 +242,24 @@ enum Kind {
     Text,
 }
 
-fn kind(beginning: &[u8]) -> Kind {
+fn kind(beginning: &[u8]) -> FileKind {
     match beginning {
-        [0x1f, 0x8b, ..] => Kind::Gzip,
-        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Kind::Zip,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Kind::Zstd,
-        [b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c, ..] => Kind::Foreign("a 7z archive: unpack it first"),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => Kind::Foreign("packed with xz: unpack it first"),
-        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Kind::Foreign("packed with bzip2: unpack it first"),
-        [b'R', b'a', b'r', b'!', 0x1a, ..] => Kind::Foreign("a rar archive: unpack it first"),
-        [b'P', b'A', b'R', b'1', ..] => Kind::Foreign("a Parquet file: export it as JSON or CSV"),
-        [0xd0, 0xcf, 0x11, 0xe0, ..] => Kind::Foreign("an old Office document: save it as CSV"),
-        _ if beginning.get(257..262) == Some(b"ustar") => Kind::Foreign("a tar archive: unpack it first"),
-        _ => Kind::Text,
+        [0x1f, 0x8b, ..] => FileKind::Gzip,
+        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => FileKind::Zip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => FileKind::Zstd,
+        [b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c, ..] => FileKind::Foreign("a 7z archive: unpack it first"),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => FileKind::Foreign("packed with xz: unpack it first"),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => FileKind::Foreign("packed with bzip2: unpack it first"),
+        [b'R', b'a', b'r', b'!', 0x1a, ..] => FileKind::Foreign("a rar archive: unpack it first"),
+        [b'P', b'A', b'R', b'1', ..] => FileKind::Foreign("a Parquet file: export it as JSON or CSV"),
+        [0xd0, 0xcf, 0x11, 0xe0, ..] => FileKind::Foreign("an old Office document: save it as CSV"),
+        _ if beginning.get(257..262) == Some(b"ustar") => FileKind::Foreign("a tar archive: unpack it first"),
+        _ => FileKind::Text,
     }
 }
 
 impl Layer {
-    fn read_file(self, mut file: Opened, texts: &mut dyn Texts) -> Result<(), Stop> {
+    fn read_file(self, mut file: OpenedFile, texts: &mut dyn Texts) -> Result<(), StopReading> {
         let mut magic = Vec::new();
         // Bytes that are read twice count once.
         let seen = (&mut file.file).take(MAGIC_BYTES as u64).read_to_end(&mut magic);
@@ -269,7 +269,7 @@ impl Layer {
                 self.cut(&error.to_string(), texts);
                 Ok(())
             }
-            (Ok(_), Kind::Zip) if can_seek => self.read_zip(&mut file, texts),
+            (Ok(_), FileKind::Zip) if can_seek => self.read_zip(&mut file, texts),
             // A pipe by name.
             (Ok(_), _) if !can_seek => self.read(Box::new(io::Cursor::new(magic).chain(file)), texts),
             (Ok(_), _) => self.read(Box::new(file), texts),
@@ -277,7 +277,7 @@ impl Layer {
     }
 
     /// Reads a stream of any type.
-    fn read(self, mut stream: Box<dyn Read + '_>, texts: &mut dyn Texts) -> Result<(), Stop> {
+    fn read(self, mut stream: Box<dyn Read + '_>, texts: &mut dyn Texts) -> Result<(), StopReading> {
         let mut beginning = vec![0; READ_BYTES];
         let mut length = 0;
         let mut failed = None;
@@ -295,34 +295,34 @@ impl Layer {
         beginning.truncate(length);
         let kind = kind(&beginning);
         let seen = beginning.get(..MAGIC_BYTES * 2).unwrap_or(&beginning).to_vec();
-        let whole: Box<dyn Read + '_> = Box::new(io::Cursor::new(beginning).chain(Failed(failed)).chain(stream));
+        let whole: Box<dyn Read + '_> = Box::new(io::Cursor::new(beginning).chain(FailingReader(failed)).chain(stream));
         match kind {
-            Kind::Foreign(what) => {
+            FileKind::Foreign(what) => {
                 texts.problem(InputError::Foreign { name: self.name.to_string(), what });
                 Ok(())
             }
-            Kind::Text => self.text(&seen, whole, texts),
+            FileKind::Text => self.text(&seen, whole, texts),
             _ if self.depth >= DEPTH_MAX => {
                 let what = "an archive in an archive, too deep: unpack it first";
                 texts.problem(InputError::Foreign { name: self.name.to_string(), what });
                 Ok(())
             }
-            Kind::Gzip => {
+            FileKind::Gzip => {
                 let inner = MultiGzDecoder::new(BufReader::with_capacity(READ_BYTES, whole));
                 Layer { depth: self.depth + 1, ..self }.read(Box::new(inner), texts)
             }
-            Kind::Zstd => match zstd::stream::read::Decoder::new(whole) {
+            FileKind::Zstd => match zstd::stream::read::Decoder::new(whole) {
                 Ok(inner) => Layer { depth: self.depth + 1, ..self }.read(Box::new(inner), texts),
                 Err(error) => {
                     self.cut(&error.to_string(), texts);
                     Ok(())
                 }
             },
-            Kind::Zip => self.spool(whole, texts),
+            FileKind::Zip => self.spool(whole, texts),
         }
     }
 
-    fn text(self, beginning: &[u8], stream: Box<dyn Read + '_>, texts: &mut dyn Texts) -> Result<(), Stop> {
+    fn text(self, beginning: &[u8], stream: Box<dyn Read + '_>, texts: &mut dyn Texts) -> Result<(), StopReading> {
         let mut text = Utf8::new(beginning, stream);
         let ended = texts.text(&self.name, &mut text);
         if text.was_windows() {
@@ -330,8 +330,8 @@ impl Layer {
         }
         match ended {
             Ok(()) => Ok(()),
-            Err(Ended::Stop) => Err(Stop),
-            Err(Ended::Read(error)) => {
+            Err(TextEnd::Stop) => Err(StopReading),
+            Err(TextEnd::Read(error)) => {
                 self.cut(&error.to_string(), texts);
                 Ok(())
             }
@@ -343,7 +343,7 @@ impl Layer {
     }
 
     /// A zip is read from its end, so that a stream of one goes to a file without a name first.
-    fn spool(self, mut stream: Box<dyn Read + '_>, texts: &mut dyn Texts) -> Result<(), Stop> {
+    fn spool(self, mut stream: Box<dyn Read + '_>, texts: &mut dyn Texts) -> Result<(), StopReading> {
         let spooled = tempfile::tempfile().and_then(|mut file| {
             let copied = io::copy(&mut stream, &mut file);
             file.seek(SeekFrom::Start(0))?;
@@ -367,7 +367,7 @@ impl Layer {
         Layer { name: format!("{}:{name}", self.name).into(), depth: self.depth + 1 }
     }
 
-    fn read_zip<F: Read + Seek>(self, file: &mut F, texts: &mut dyn Texts) -> Result<(), Stop> {
+    fn read_zip<F: Read + Seek>(self, file: &mut F, texts: &mut dyn Texts) -> Result<(), StopReading> {
         let mut archive = match ZipArchive::new(BufReader::new(&mut *file)) {
             Ok(archive) => archive,
             Err(error) => {
@@ -399,7 +399,7 @@ impl Layer {
     }
 
     /// Reads the entries of a zip from its beginning, as far as they exist.
-    fn read_cut_zip<F: Read>(&self, file: &mut F, texts: &mut dyn Texts) -> Result<(), Stop> {
+    fn read_cut_zip<F: Read>(&self, file: &mut F, texts: &mut dyn Texts) -> Result<(), StopReading> {
         let mut reader = BufReader::with_capacity(READ_BYTES, file);
         while let Some(entry) = LocalEntry::read(&mut reader) {
             let layer = self.member(&entry.name);
@@ -476,9 +476,9 @@ fn skip_descriptor(reader: &mut impl BufRead) -> bool {
 }
 
 /// Fails once, if it has an error.
-struct Failed(Option<io::Error>);
+struct FailingReader(Option<io::Error>);
 
-impl Read for Failed {
+impl Read for FailingReader {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         self.0.take().map_or(Ok(0), Err)
     }
@@ -493,9 +493,9 @@ mod tests {
     struct Heard(Vec<String>);
 
     impl Texts for Heard {
-        fn text(&mut self, _: &Arc<str>, text: &mut dyn Read) -> Result<(), Ended> {
+        fn text(&mut self, _: &Arc<str>, text: &mut dyn Read) -> Result<(), TextEnd> {
             let mut all = String::new();
-            text.read_to_string(&mut all).map_err(Ended::Read)?;
+            text.read_to_string(&mut all).map_err(TextEnd::Read)?;
             self.0.push(all);
             Ok(())
         }
@@ -536,15 +536,15 @@ mod tests {
             std::fs::write(folder.path().join(name), "x".repeat(bytes)).unwrap();
         }
         std::os::unix::fs::symlink(folder.path(), folder.path().join("in/round")).unwrap();
-        let told = Arc::new(std::sync::atomic::AtomicU64::new(0));
-        let counter = told.clone();
+        let counted = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let counter = counted.clone();
         let watch: Watch = Arc::new(move |bytes| {
             counter.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
         });
         let input = Input::named(folder.path()).watched(&watch);
         assert_eq!(input.bytes(), Some(70_003));
         read(input, &mut Heard::default()).unwrap();
-        assert_eq!(told.load(std::sync::atomic::Ordering::Relaxed), 70_003);
+        assert_eq!(counted.load(std::sync::atomic::Ordering::Relaxed), 70_003);
         assert_eq!(Input::named(Path::new("-")).bytes(), None);
     }
 }

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use super::restore::loss::Loss;
-use super::restore::members::Members;
+use super::restore::members::RestoredMembers;
 use crate::normalise::json;
 
 /// A column and the member it came from.
@@ -85,7 +85,7 @@ fn among(columns: &[&str], column: &str) -> bool {
 }
 
 /// Gives the members of a row the names and kinds they have in the feed.
-pub(crate) fn rename(members: &mut Members<'_>, losses: &mut Vec<Loss>) {
+pub(crate) fn rename(members: &mut RestoredMembers<'_>, losses: &mut Vec<Loss>) {
     members.changed = true;
     for &(member, instead) in INSTEAD {
         let column = RENAMED.iter().find(|(_, renamed)| *renamed == member).map_or(member, |(column, _)| column);

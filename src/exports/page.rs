@@ -5,9 +5,9 @@ use memchr::memchr;
 
 /// The kind of an object that begins here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Head {
+pub enum PageHead {
     /// A page: the number of bytes before the `[` of its list, and of open objects.
-    Page(Open),
+    Page(ListStart),
     /// Anything else.
     Other,
     /// More has to be known.
@@ -16,7 +16,7 @@ pub enum Head {
 
 /// The position at which the list of a page begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Open {
+pub struct ListStart {
     /// Bytes before the `[`.
     pub length: usize,
     /// Objects that are open.
@@ -43,36 +43,36 @@ const OF_EVENTS: [&[u8]; 8] =
     [b"Id", b"Operation", b"CreationTime", b"RecordType", b"AuditData", b"auditData", b"log", b"source"];
 
 /// The kind of the object with which `text` begins.
-pub fn head(text: &[u8], ended: bool) -> Head {
+pub fn head(text: &[u8], ended: bool) -> PageHead {
     let seen = text.get(..HEAD_BYTES_MAX).unwrap_or(text);
     match read_head(seen) {
         Ok(head) => head,
-        Err(Cut) if seen.len() < HEAD_BYTES_MAX && !ended => Head::More,
-        Err(Cut) => Head::Other,
+        Err(Cut) if seen.len() < HEAD_BYTES_MAX && !ended => PageHead::More,
+        Err(Cut) => PageHead::Other,
     }
 }
 
 /// The text ended.
 struct Cut;
 
-fn read_head(text: &[u8]) -> Result<Head, Cut> {
+fn read_head(text: &[u8]) -> Result<PageHead, Cut> {
     let mut at = 1;
     let mut objects = 1;
     loop {
         at = blank(text, at)?;
         if text.get(at) != Some(&b'"') {
-            return Ok(Head::Other);
+            return Ok(PageHead::Other);
         }
         let key_end = string(text, at)?;
         let key = text.get(at + 1..key_end - 1).unwrap_or_default();
         at = blank(text, key_end)?;
         if text.get(at) != Some(&b':') || OF_EVENTS.contains(&key) {
-            return Ok(Head::Other);
+            return Ok(PageHead::Other);
         }
         at = blank(text, at + 1)?;
         let is_list = LISTS.iter().any(|list| list.eq_ignore_ascii_case(key));
         match text.get(at).copied().ok_or(Cut)? {
-            b'[' if is_list => return Ok(Head::Page(Open { length: at, objects })),
+            b'[' if is_list => return Ok(PageHead::Page(ListStart { length: at, objects })),
             b'{' if is_list => {
                 objects += 1;
                 at += 1;
@@ -84,7 +84,7 @@ fn read_head(text: &[u8]) -> Result<Head, Cut> {
         }
         at = blank(text, at)?;
         if text.get(at) != Some(&b',') {
-            return Ok(Head::Other);
+            return Ok(PageHead::Other);
         }
         at += 1;
     }
@@ -200,19 +200,19 @@ mod tests {
             (r#"{"Count":2,"value":["#, 1),
         ] {
             let length = text.rfind('[').unwrap();
-            assert_eq!(head(text.as_bytes(), false), Head::Page(Open { length, objects }), "{text}");
+            assert_eq!(head(text.as_bytes(), false), PageHead::Page(ListStart { length, objects }), "{text}");
         }
         for (text, expected) in [
-            (r#"{"Id":"a","value":["#, Head::Other),
-            (r#"{"x":1}"#, Head::Other),
-            (r#"{"value":1,"x":["#, Head::More),
-            (r#"{"@odata.con"#, Head::More),
-            ("{", Head::More),
-            ("{x", Head::Other),
+            (r#"{"Id":"a","value":["#, PageHead::Other),
+            (r#"{"x":1}"#, PageHead::Other),
+            (r#"{"value":1,"x":["#, PageHead::More),
+            (r#"{"@odata.con"#, PageHead::More),
+            ("{", PageHead::More),
+            ("{x", PageHead::Other),
         ] {
             assert_eq!(head(text.as_bytes(), false), expected, "{text}");
         }
-        assert_eq!(head(b"{\"@odata.con", true), Head::Other);
+        assert_eq!(head(b"{\"@odata.con", true), PageHead::Other);
     }
 
     #[test]

@@ -14,14 +14,14 @@ use std::thread;
 use bytes::Bytes;
 
 use super::form::Form;
-use super::input::{self, Ended, Input, InputError, Stop, Texts};
+use super::input::{self, Input, InputError, StopReading, TextEnd, Texts};
 use super::outer::Outer;
-use super::place::Place;
+use super::place::InputPlace;
 use super::restore::{Dialect, Loss, restore};
 use super::table::Table;
-use super::unit::Unit;
+use super::unit::TextUnit;
 use super::units::Cutter;
-use super::unwrap::{Found, Inside, Unread, is_plain, unwrap};
+use super::unwrap::{Inside, UnreadValue, UnwrappedEvent, is_plain, unwrap};
 use crate::normalise::Event;
 
 /// One event that was read.
@@ -30,10 +30,10 @@ pub struct ReadEvent {
     /// The event in the feed's form.
     pub bytes: Bytes,
     /// Where it was found.
-    pub place: Place,
+    pub place: InputPlace,
     /// Its container.
     pub form: Form,
-    beside: Beside,
+    beside: OuterData,
     /// The parts that its form had lost.
     pub losses: Vec<Loss>,
     /// The event without the members that were added from its wrapper; `None` if there were none.
@@ -44,22 +44,22 @@ pub struct ReadEvent {
 
 /// The data beside an event.
 #[derive(Debug, Clone)]
-enum Beside {
+enum OuterData {
     Told(Outer),
     /// In the cells of its row, not parsed yet.
     Row(Arc<Table>, Bytes),
 }
 
 impl ReadEvent {
-    fn new(bytes: Bytes, (place, form): (Place, Form), beside: Beside, event: &Event<'_>) -> ReadEvent {
+    fn new(bytes: Bytes, (place, form): (InputPlace, Form), beside: OuterData, event: &Event<'_>) -> ReadEvent {
         ReadEvent { bytes, place, form, beside, losses: Vec::new(), carried: None, is_whole: event.is_whole() }
     }
 
     /// The data that its row or wrapper has about it.
     pub fn outer(&self) -> Cow<'_, Outer> {
         match &self.beside {
-            Beside::Told(outer) => Cow::Borrowed(outer),
-            Beside::Row(table, row) => Cow::Owned(table.beside(row)),
+            OuterData::Told(outer) => Cow::Borrowed(outer),
+            OuterData::Row(table, row) => Cow::Owned(table.beside(row)),
         }
     }
 }
@@ -70,7 +70,7 @@ pub struct BadItem {
     /// The bytes: of a row all of it.
     pub bytes: Bytes,
     /// Where they begin.
-    pub place: Place,
+    pub place: InputPlace,
     /// Why, in words.
     pub why: String,
     /// The data that their row or wrapper has about them.
@@ -101,7 +101,7 @@ pub enum Item<'a, M> {
     /// An input could not be read, or only in part.
     Problem(InputError),
     /// The answer at this place declares that it lacks rows.
-    Truncated(&'a Place),
+    Truncated(&'a InputPlace),
     /// A note on an unusual reading.
     Note(String),
     /// The input has no more data for now, so the output should be flushed.
@@ -109,17 +109,17 @@ pub enum Item<'a, M> {
 }
 
 /// Receives the items, and may stop the run.
-pub type Take<'t, M> = dyn FnMut(Item<'_, M>) -> Result<(), Stop> + 't;
+pub type ItemSink<'t, M> = dyn FnMut(Item<'_, M>) -> Result<(), StopReading> + 't;
 
 /// Reads everything, until `take` stops it.
-pub fn read<K: Make>(inputs: Vec<Input<'_>>, make: &K, take: &mut Take<'_, K::Made>) -> Result<(), Stop> {
+pub fn read<K: Make>(inputs: Vec<Input<'_>>, make: &K, take: &mut ItemSink<'_, K::Made>) -> Result<(), StopReading> {
     let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
-    let gate = Gate::default();
+    let gate = FlightGate::default();
     let (work_in, work_out) = sync_channel(QUEUE);
     let work_out = Mutex::new(work_out);
     let (done_in, done_out) = channel();
     thread::scope(|scope| {
-        let reader = Reader { gate: &gate, number: 0, work: work_in, done: done_in.clone() };
+        let reader = CuttingReader { gate: &gate, number: 0, work: work_in, done: done_in.clone() };
         scope.spawn(|| {
             let _closed = gate.closed_on_panic();
             reader.read_all(inputs);
@@ -147,14 +147,14 @@ const IN_FLIGHT_BYTES_MAX: usize = 4 * 1024 * 1024;
 const READ_BYTES: usize = 256 * 1024;
 
 /// Units that are processed together.
-struct Batch {
+struct UnitBatch {
     number: u64,
     bytes: usize,
-    units: Vec<Unit>,
+    units: Vec<TextUnit>,
 }
 
 /// The results of a batch.
-struct Done<M> {
+struct BatchDone<M> {
     number: u64,
     bytes: usize,
     items: Vec<DoneItem<M>>,
@@ -167,13 +167,13 @@ enum DoneItem<M> {
     Bad(BadItem),
     Notice(String),
     Problem(InputError),
-    Truncated(Place),
+    Truncated(InputPlace),
     Note(String),
 }
 
 /// Blocks the reader while too much is in flight.
 #[derive(Default)]
-struct Gate {
+struct FlightGate {
     state: Mutex<GateState>,
     changed: Condvar,
 }
@@ -184,15 +184,15 @@ struct GateState {
     is_closed: bool,
 }
 
-impl Gate {
+impl FlightGate {
     /// Waits for room; a unit larger than the limit passes alone.
-    fn enter(&self, bytes: usize) -> Result<(), Stop> {
+    fn enter(&self, bytes: usize) -> Result<(), StopReading> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while !state.is_closed && state.bytes > 0 && state.bytes + bytes > IN_FLIGHT_BYTES_MAX {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.is_closed {
-            return Err(Stop);
+            return Err(StopReading);
         }
         state.bytes += bytes;
         Ok(())
@@ -211,7 +211,7 @@ impl Gate {
 
     /// A thread that panics must not leave the others waiting for it.
     fn closed_on_panic(&self) -> impl Drop + '_ {
-        struct Guard<'g>(&'g Gate);
+        struct Guard<'g>(&'g FlightGate);
         impl Drop for Guard<'_> {
             fn drop(&mut self) {
                 if thread::panicking() {
@@ -224,14 +224,14 @@ impl Gate {
 }
 
 /// Reads and cuts.
-struct Reader<'g, M> {
-    gate: &'g Gate,
+struct CuttingReader<'g, M> {
+    gate: &'g FlightGate,
     number: u64,
-    work: SyncSender<Batch>,
-    done: Sender<Done<M>>,
+    work: SyncSender<UnitBatch>,
+    done: Sender<BatchDone<M>>,
 }
 
-impl<M: Send> Reader<'_, M> {
+impl<M: Send> CuttingReader<'_, M> {
     fn read_all(mut self, inputs: Vec<Input<'_>>) {
         for input in inputs {
             if input::read(input, &mut self).is_err() {
@@ -240,23 +240,23 @@ impl<M: Send> Reader<'_, M> {
         }
     }
 
-    fn send(&mut self, units: Vec<Unit>, bytes: usize) -> Result<(), Stop> {
+    fn send(&mut self, units: Vec<TextUnit>, bytes: usize) -> Result<(), StopReading> {
         self.gate.enter(bytes)?;
         let number = self.number;
         self.number += 1;
-        self.work.send(Batch { number, bytes, units }).map_err(|_| Stop)
+        self.work.send(UnitBatch { number, bytes, units }).map_err(|_| StopReading)
     }
 
     fn say(&mut self, item: DoneItem<M>) {
         let number = self.number;
         self.number += 1;
         // The receiver may be gone.
-        let _ = self.done.send(Done { number, bytes: 0, items: vec![item], out: Vec::new() });
+        let _ = self.done.send(BatchDone { number, bytes: 0, items: vec![item], out: Vec::new() });
     }
 }
 
-impl<M: Send> Texts for Reader<'_, M> {
-    fn text(&mut self, name: &Arc<str>, text: &mut dyn Read) -> Result<(), Ended> {
+impl<M: Send> Texts for CuttingReader<'_, M> {
+    fn text(&mut self, name: &Arc<str>, text: &mut dyn Read) -> Result<(), TextEnd> {
         let mut cutter = Cutter::new(name.clone());
         let mut buffer = vec![0; READ_BYTES];
         let mut pending = 0;
@@ -268,8 +268,8 @@ impl<M: Send> Texts for Reader<'_, M> {
                     // The readable part is output, and then the error.
                     let mut units = Vec::new();
                     cutter.finish(&mut units);
-                    self.send(units, pending).map_err(|Stop| Ended::Stop)?;
-                    return Err(Ended::Read(error));
+                    self.send(units, pending).map_err(|StopReading| TextEnd::Stop)?;
+                    return Err(TextEnd::Read(error));
                 }
             };
             let mut units = Vec::new();
@@ -279,7 +279,7 @@ impl<M: Send> Texts for Reader<'_, M> {
             }
             pending += read;
             if !units.is_empty() {
-                self.send(units, pending).map_err(|Stop| Ended::Stop)?;
+                self.send(units, pending).map_err(|StopReading| TextEnd::Stop)?;
                 pending = 0;
             }
             if read == 0 {
@@ -297,13 +297,13 @@ impl<M: Send> Texts for Reader<'_, M> {
     }
 }
 
-fn work_all<K: Make>(work: &Mutex<Receiver<Batch>>, done: &Sender<Done<K::Made>>, make: &K) {
+fn work_all<K: Make>(work: &Mutex<Receiver<UnitBatch>>, done: &Sender<BatchDone<K::Made>>, make: &K) {
     let mut inside = Vec::new();
     loop {
         let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Batch { number, bytes, units }) = next else { return };
+        let Ok(UnitBatch { number, bytes, units }) = next else { return };
         let mut worked =
-            Done { number, bytes, items: Vec::with_capacity(units.len()), out: Vec::with_capacity(2 * bytes) };
+            BatchDone { number, bytes, items: Vec::with_capacity(units.len()), out: Vec::with_capacity(2 * bytes) };
         for unit in units {
             work_unit(unit, &mut inside, make, &mut worked);
         }
@@ -313,32 +313,33 @@ fn work_all<K: Make>(work: &Mutex<Receiver<Batch>>, done: &Sender<Done<K::Made>>
     }
 }
 
-fn work_unit<K: Make>(unit: Unit, inside: &mut Vec<Inside>, make: &K, done: &mut Done<K::Made>) {
+fn work_unit<K: Make>(unit: TextUnit, inside: &mut Vec<Inside>, make: &K, done: &mut BatchDone<K::Made>) {
     let (place, whole, table) = match unit {
-        Unit::Damage { bytes, place, why } => {
+        TextUnit::Damage { bytes, place, why } => {
             let (why, outer) = (why.to_owned(), Outer::default());
             let bad = BadItem { bytes, place, why, outer, is_unknown: false, table: None };
             return done.items.push(DoneItem::Bad(bad));
         }
-        Unit::Truncated { place } => return done.items.push(DoneItem::Truncated(place)),
-        Unit::Value { bytes, place, is_prefixed } => {
+        TextUnit::Truncated { place } => return done.items.push(DoneItem::Truncated(place)),
+        TextUnit::Value { bytes, place, is_prefixed } => {
             if !is_prefixed
                 && let Ok(event) = Event::parse(&bytes)
                 && is_plain(&event)
                 && super::unwrap::dialect_of(&bytes) == Dialect::Feed
             {
-                let read = ReadEvent::new(bytes.clone(), (place, Form::Feed), Beside::Told(Outer::default()), &event);
+                let read =
+                    ReadEvent::new(bytes.clone(), (place, Form::Feed), OuterData::Told(Outer::default()), &event);
                 return done.event(read, &event, make);
             }
             unwrap(&bytes, is_prefixed, inside);
             (place, bytes, None)
         }
-        Unit::Row { table, bytes, place } => {
+        TextUnit::Row { table, bytes, place } => {
             if let Some((found, form)) = table.carried(&bytes)
                 && let Ok(event) = Event::parse(&found)
                 && is_plain(&event)
             {
-                let read = ReadEvent::new(found.clone(), (place, form), Beside::Row(table, bytes), &event);
+                let read = ReadEvent::new(found.clone(), (place, form), OuterData::Row(table, bytes), &event);
                 return done.event(read, &event, make);
             }
             table.read(&bytes, inside);
@@ -352,7 +353,7 @@ fn work_unit<K: Make>(unit: Unit, inside: &mut Vec<Inside>, make: &K, done: &mut
                 let whole = if is_one { whole.clone() } else { found.event.clone() };
                 work_found(found, (&place, whole, &table), make, done);
             }
-            Inside::Unread(Unread { bytes, why, outer, is_unknown }) => {
+            Inside::Unread(UnreadValue { bytes, why, outer, is_unknown }) => {
                 let bad = BadItem { bytes, place: place.clone(), why, outer, is_unknown, table: table.clone() };
                 done.items.push(DoneItem::Bad(bad));
             }
@@ -363,18 +364,18 @@ fn work_unit<K: Make>(unit: Unit, inside: &mut Vec<Inside>, make: &K, done: &mut
 
 /// Converts an event back to the feed's form. If that fails, `whole` is output.
 fn work_found<K: Make>(
-    found: Found,
-    (place, whole, table): (&Place, Bytes, &Option<Arc<Table>>),
+    found: UnwrappedEvent,
+    (place, whole, table): (&InputPlace, Bytes, &Option<Arc<Table>>),
     make: &K,
-    done: &mut Done<K::Made>,
+    done: &mut BatchDone<K::Made>,
 ) {
-    let Found { event: bytes, form, dialect, outer } = found;
+    let UnwrappedEvent { event: bytes, form, dialect, outer } = found;
     let place = place.clone();
     if dialect == Dialect::Feed
         && let Ok(event) = Event::parse(&bytes)
         && is_plain(&event)
     {
-        let read = ReadEvent::new(bytes.clone(), (place, form), Beside::Told(outer), &event);
+        let read = ReadEvent::new(bytes.clone(), (place, form), OuterData::Told(outer), &event);
         return done.event(read, &event, make);
     }
     let bad = |why, outer, place| {
@@ -386,7 +387,7 @@ fn work_found<K: Make>(
                 let carried = restored.is_completed.then(|| restore(&bytes, &Outer::default(), dialect).ok()).flatten();
                 let carried = carried.map_or_else(Bytes::new, |restored| restored.event);
                 let carried = restored.is_completed.then_some(carried);
-                let read = ReadEvent::new(restored.event.clone(), (place, form), Beside::Told(outer), &event);
+                let read = ReadEvent::new(restored.event.clone(), (place, form), OuterData::Told(outer), &event);
                 done.event(ReadEvent { losses: restored.losses, carried, ..read }, &event, make);
             }
             Err(error) => done.items.push(bad(error.to_string(), outer, place)),
@@ -395,7 +396,7 @@ fn work_found<K: Make>(
     }
 }
 
-impl<M> Done<M> {
+impl<M> BatchDone<M> {
     fn event<K: Make<Made = M>>(&mut self, read: ReadEvent, event: &Event<'_>, make: &K) {
         let start = self.out.len();
         let made = make.make(&read, event, &mut self.out);
@@ -404,12 +405,16 @@ impl<M> Done<M> {
 }
 
 /// Passes on the results, in the order of the input.
-fn take_all<M>(done: &Receiver<Done<M>>, gate: &Gate, take: &mut Take<'_, M>) -> Result<(), Stop> {
+fn take_all<M>(
+    done: &Receiver<BatchDone<M>>,
+    gate: &FlightGate,
+    take: &mut ItemSink<'_, M>,
+) -> Result<(), StopReading> {
     let mut waiting = BTreeMap::new();
     let mut next = 0;
     while let Ok(worked) = done.recv() {
         waiting.insert(worked.number, worked);
-        while let Some(Done { bytes, items, out, .. }) = waiting.remove(&next) {
+        while let Some(BatchDone { bytes, items, out, .. }) = waiting.remove(&next) {
             next += 1;
             for item in items {
                 match item {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 /// Where an event, or a stretch of other bytes, begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct InputPlace {
     /// The file as given; for an archive, followed by a colon and the entry; `-` is standard input.
     pub file: Arc<str>,
     /// The line, from 1 on.
@@ -16,7 +16,7 @@ pub struct Place {
     pub offset: u64,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for InputPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: line {}", self.file, self.line)?;
         if let Some(row) = self.row {

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use aho_corasick::packed::Searcher;
 
 use super::restore::loss::Loss;
-use super::restore::times::{Writer, as_the_feed_writes};
+use super::restore::times::{TimeWriter, as_the_feed_writes};
 use crate::normalise::json;
 
 /// The maximum depth: the feed's events have four levels, and the input controls the depth.
@@ -22,7 +22,7 @@ const KEY_BYTES_MAX: usize = 64;
 
 /// The keys that an object in text may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shape {
+enum ObjectShape {
     /// Entries of a list whose first key has a name as its value, which never contains `; `.
     Named(&'static [&'static str]),
     /// An object with these keys.
@@ -32,19 +32,19 @@ enum Shape {
 }
 
 /// The members whose objects have known keys, after the "Office 365 Management Activity API schema".
-const SHAPES: &[(&str, Shape)] = &[
-    ("Parameters", Shape::Named(&["Name", "Value"])),
-    ("ExtendedProperties", Shape::Named(&["Name", "Value"])),
-    ("OperationProperties", Shape::Named(&["Name", "Value"])),
-    ("ExtraProperties", Shape::Named(&["Key", "Value"])),
-    ("PropertyCollection", Shape::Named(&["Name", "Value"])),
-    ("DeviceProperties", Shape::Named(&["Name", "Value"])),
-    ("ModifiedProperties", Shape::Named(&["Name", "NewValue", "OldValue"])),
-    ("Actor", Shape::Named(&["ID", "Type"])),
-    ("Target", Shape::Named(&["ID", "Type"])),
+const SHAPES: &[(&str, ObjectShape)] = &[
+    ("Parameters", ObjectShape::Named(&["Name", "Value"])),
+    ("ExtendedProperties", ObjectShape::Named(&["Name", "Value"])),
+    ("OperationProperties", ObjectShape::Named(&["Name", "Value"])),
+    ("ExtraProperties", ObjectShape::Named(&["Key", "Value"])),
+    ("PropertyCollection", ObjectShape::Named(&["Name", "Value"])),
+    ("DeviceProperties", ObjectShape::Named(&["Name", "Value"])),
+    ("ModifiedProperties", ObjectShape::Named(&["Name", "NewValue", "OldValue"])),
+    ("Actor", ObjectShape::Named(&["ID", "Type"])),
+    ("Target", ObjectShape::Named(&["ID", "Type"])),
     (
         "AppAccessContext",
-        Shape::Keys(&[
+        ObjectShape::Keys(&[
             "AADSessionId",
             "APIId",
             "ClientAppId",
@@ -74,8 +74,8 @@ fn is_text(member: &str) -> bool {
     TEXTS.iter().any(|known| known.eq_ignore_ascii_case(member))
 }
 
-fn shape_of(member: &str) -> Shape {
-    SHAPES.iter().find(|(name, _)| name.eq_ignore_ascii_case(member)).map_or(Shape::Any, |(_, shape)| *shape)
+fn shape_of(member: &str) -> ObjectShape {
+    SHAPES.iter().find(|(name, _)| name.eq_ignore_ascii_case(member)).map_or(ObjectShape::Any, |(_, shape)| *shape)
 }
 
 /// Whether an event's bytes may contain a text of PowerShell: one search in place of a walk.
@@ -105,21 +105,21 @@ fn is_type_name(text: &str) -> bool {
 
 /// An event that is itself an object in text: as JSON.
 pub(crate) fn object(text: &str, losses: &mut Vec<Loss>) -> Option<String> {
-    let mut reader = Reader { losses, depth: 0 };
-    reader.object(text.trim(), Shape::Any, "")
+    let mut reader = TextReader { losses, depth: 0 };
+    reader.object(text.trim(), ObjectShape::Any, "")
 }
 
 /// A member's token with every possible text read back; `None` when nothing changed. The others are added to `losses`.
 pub(crate) fn value(token: &str, member: &str, losses: &mut Vec<Loss>) -> Option<String> {
-    Reader { losses, depth: 0 }.value(token, member, member)
+    TextReader { losses, depth: 0 }.value(token, member, member)
 }
 
-struct Reader<'l> {
+struct TextReader<'l> {
     losses: &'l mut Vec<Loss>,
     depth: usize,
 }
 
-impl Reader<'_> {
+impl TextReader<'_> {
     /// `member` is the name of the member that decides the shape, `path` is the place of the token.
     fn value(&mut self, token: &str, member: &str, path: &str) -> Option<String> {
         if self.depth >= DEPTH_MAX {
@@ -146,7 +146,7 @@ impl Reader<'_> {
         if !trimmed.starts_with("@{") || is_text(member) {
             return trimmed
                 .starts_with("/Date(")
-                .then(|| as_the_feed_writes(trimmed, Writer::Region))
+                .then(|| as_the_feed_writes(trimmed, TimeWriter::Region))
                 .flatten()
                 .map(quoted);
         }
@@ -154,7 +154,7 @@ impl Reader<'_> {
         let parts = objects(trimmed, shape);
         let mut read = Vec::with_capacity(parts.len());
         for (index, part) in parts.iter().enumerate() {
-            let path = if parts.len() > 1 || matches!(shape, Shape::Named(_)) {
+            let path = if parts.len() > 1 || matches!(shape, ObjectShape::Named(_)) {
                 format!("{path}[{index}]")
             } else {
                 path.to_owned()
@@ -168,7 +168,7 @@ impl Reader<'_> {
             return None;
         }
         match shape {
-            Shape::Keys(_) | Shape::Any if read.len() == 1 => read.pop(),
+            ObjectShape::Keys(_) | ObjectShape::Any if read.len() == 1 => read.pop(),
             _ => Some(format!("[{}]", read.join(","))),
         }
     }
@@ -212,7 +212,7 @@ impl Reader<'_> {
         let value = json::get(token, "value")?;
         if json::is_string(value) && json::get(token, "DateTime").is_some() {
             let text = json::scalar(value)?;
-            return as_the_feed_writes(&text, Writer::Region).map(quoted);
+            return as_the_feed_writes(&text, TimeWriter::Region).map(quoted);
         }
         let mut names = 0;
         json::members(token, |_, _| names += 1);
@@ -228,7 +228,7 @@ impl Reader<'_> {
             let name = json::unescape(key);
             let path = if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
             // An entry of such a list has only texts, which may begin with anything.
-            let is_plain = matches!(shape_of(member), Shape::Named(_)) && json::is_string(value);
+            let is_plain = matches!(shape_of(member), ObjectShape::Named(_)) && json::is_string(value);
             let restored = if is_plain { self.cut(value, &path) } else { self.value(value, &name, &path) };
             changed |= restored.is_some();
             read.push(format!("\"{key}\":{}", restored.as_deref().unwrap_or(value)));
@@ -237,15 +237,15 @@ impl Reader<'_> {
     }
 
     /// `@{…}` as a JSON object; `None` when it is truncated or ambiguous.
-    fn object(&mut self, text: &str, shape: Shape, path: &str) -> Option<String> {
+    fn object(&mut self, text: &str, shape: ObjectShape, path: &str) -> Option<String> {
         if self.depth >= DEPTH_MAX {
             return None;
         }
         let inside = text.strip_prefix("@{")?.strip_suffix('}')?;
         let fields = match shape {
-            Shape::Named(keys) => named_fields(inside, keys).or_else(|| any_fields(inside))?,
-            Shape::Keys(keys) => known_fields(inside, keys).or_else(|| any_fields(inside))?,
-            Shape::Any => any_fields(inside)?,
+            ObjectShape::Named(keys) => named_fields(inside, keys).or_else(|| any_fields(inside))?,
+            ObjectShape::Keys(keys) => known_fields(inside, keys).or_else(|| any_fields(inside))?,
+            ObjectShape::Any => any_fields(inside)?,
         };
         let mut out = Vec::with_capacity(text.len() + 16);
         out.push(b'{');
@@ -256,7 +256,7 @@ impl Reader<'_> {
             json::push_string(&mut out, key);
             out.push(b':');
             let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-            self.field((key, value), matches!(shape, Shape::Named(_)), &path, &mut out);
+            self.field((key, value), matches!(shape, ObjectShape::Named(_)), &path, &mut out);
         }
         out.push(b'}');
         String::from_utf8(out).ok()
@@ -268,7 +268,7 @@ impl Reader<'_> {
             return out.extend_from_slice(value.as_bytes());
         }
         let time = key.ends_with("Time") || key.ends_with("Date");
-        if let Some(time) = time.then(|| as_the_feed_writes(value, Writer::Invariant)).flatten() {
+        if let Some(time) = time.then(|| as_the_feed_writes(value, TimeWriter::Invariant)).flatten() {
             return json::push_string(out, &time);
         }
         let read = match plain {
@@ -307,9 +307,9 @@ fn quoted(text: String) -> String {
 }
 
 /// The objects of a text: one, or several with a blank between two.
-fn objects(text: &str, shape: Shape) -> Vec<&str> {
+fn objects(text: &str, shape: ObjectShape) -> Vec<&str> {
     let first = match shape {
-        Shape::Named([first, ..]) | Shape::Keys([first, ..]) => first,
+        ObjectShape::Named([first, ..]) | ObjectShape::Keys([first, ..]) => first,
         _ => "",
     };
     let seam = format!("}} @{{{first}");

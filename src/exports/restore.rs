@@ -13,8 +13,8 @@ use super::outer::Outer;
 use super::powershell;
 use crate::normalise::json;
 use crate::normalise::{record_types, time, user_types};
-use members::Members;
-use times::{Writer, as_the_feed_writes};
+use members::RestoredMembers;
+use times::{TimeWriter, as_the_feed_writes};
 
 pub(crate) mod loss;
 pub(crate) mod members;
@@ -61,7 +61,7 @@ pub fn restore(event: &Bytes, outer: &Outer, dialect: Dialect) -> Result<Restore
         }
         _ => Cow::Borrowed(text),
     };
-    let mut members = Members::of(&object).ok_or_else(|| unrestorable("is not one JSON object"))?;
+    let mut members = RestoredMembers::of(&object).ok_or_else(|| unrestorable("is not one JSON object"))?;
     match dialect {
         Dialect::Feed => {}
         Dialect::Graph => without_graphs_own(&mut members, &mut losses),
@@ -94,7 +94,7 @@ fn unrestorable(why: &str) -> Unrestorable {
 }
 
 /// Replaces names by their numbers: `-Formatted`, Graph and Sentinel write names.
-fn numbers_for_names(members: &mut Members<'_>) {
+fn numbers_for_names(members: &mut RestoredMembers<'_>) {
     const LOGON_TYPES: [&[&str]; 3] = [&["Owner"], &["Admin"], &["Delegate", "Delegated"]];
     let logon = |name: &str| LOGON_TYPES.iter().position(|names| names.iter().any(|n| n.eq_ignore_ascii_case(name)));
     type NumberOf<'n> = &'n dyn Fn(&str) -> Option<i64>;
@@ -112,7 +112,7 @@ fn numbers_for_names(members: &mut Members<'_>) {
 }
 
 /// `CreationTime` in the feed's form. An ambiguous time is read as the outer time, if that is readable.
-fn plain_time(members: &mut Members<'_>, outer: &Outer, dialect: Dialect, losses: &mut Vec<Loss>) {
+fn plain_time(members: &mut RestoredMembers<'_>, outer: &Outer, dialect: Dialect, losses: &mut Vec<Loss>) {
     if let Some(wrapped) = members.get("CreationTime").filter(|token| token.starts_with('{')) {
         match powershell::value(wrapped, "CreationTime", losses) {
             Some(read) => members.set("CreationTime", read),
@@ -128,15 +128,15 @@ fn plain_time(members: &mut Members<'_>, outer: &Outer, dialect: Dialect, losses
         let plain = match dialect {
             Dialect::Feed | Dialect::PowerShell => None,
             Dialect::Graph => text.strip_suffix('Z').map(str::to_owned),
-            Dialect::OfficeActivity => as_the_feed_writes(&text, Writer::Region),
+            Dialect::OfficeActivity => as_the_feed_writes(&text, TimeWriter::Region),
         };
         if let Some(plain) = plain.filter(|plain| *plain != text) {
             members.set_text("CreationTime", &plain);
         }
         return;
     }
-    let outer = || outer.time.as_deref().and_then(|text| as_the_feed_writes(text, Writer::Region));
-    match as_the_feed_writes(&text, Writer::Region).or_else(outer) {
+    let outer = || outer.time.as_deref().and_then(|text| as_the_feed_writes(text, TimeWriter::Region));
+    match as_the_feed_writes(&text, TimeWriter::Region).or_else(outer) {
         Some(plain) => members.set_text("CreationTime", &plain),
         // A text that no program makes of a time belongs to the event.
         None if dialect == Dialect::Feed || !text.contains(['/', '.']) => {}
@@ -145,7 +145,7 @@ fn plain_time(members: &mut Members<'_>, outer: &Outer, dialect: Dialect, losses
 }
 
 /// What PowerShell flattened, read back.
-fn read_back(members: &mut Members<'_>, event: &[u8], losses: &mut Vec<Loss>) {
+fn read_back(members: &mut RestoredMembers<'_>, event: &[u8], losses: &mut Vec<Loss>) {
     if !powershell::may_be_flattened(event) {
         return;
     }
@@ -159,7 +159,7 @@ fn read_back(members: &mut Members<'_>, event: &[u8], losses: &mut Vec<Loss>) {
 }
 
 /// Lists of a flat row whose entries could not be joined are under the names of their columns.
-fn lists_without_entries(members: &Members<'_>, losses: &mut Vec<Loss>) {
+fn lists_without_entries(members: &RestoredMembers<'_>, losses: &mut Vec<Loss>) {
     for (key, value) in members.entries.iter().filter(|(key, _)| key.contains("{}.")) {
         losses.push(Loss::at(json::unescape(key), &json::scalar(value).unwrap_or_default()));
     }
@@ -170,7 +170,7 @@ const DEPTH_MAX: usize = 12;
 
 /// Removes Graph's additions: `@odata.type` and similar members, at any depth. Its tools also put the members into a
 /// dictionary, which in a table is only the name of a type.
-fn without_graphs_own(members: &mut Members<'_>, losses: &mut Vec<Loss>) {
+fn without_graphs_own(members: &mut RestoredMembers<'_>, losses: &mut Vec<Loss>) {
     if let Some(name) = members.text("AuditData").filter(|text| text.starts_with("Microsoft.")) {
         losses.push(Loss::at("AuditData", &name));
         members.entries.retain(|(key, _)| !key.eq_ignore_ascii_case("AuditData"));

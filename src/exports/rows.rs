@@ -15,7 +15,7 @@ pub const ROW_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The shape of a table's rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shape {
+pub struct RowShape {
     /// The separator of cells.
     pub delimiter: u8,
     /// The number of cells in a row.
@@ -26,7 +26,7 @@ pub struct Shape {
 
 /// One raw row, without its line break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
+pub struct RowSpan {
     /// Where it begins.
     pub start: usize,
     /// Where it ends.
@@ -36,15 +36,17 @@ pub struct Row {
 }
 
 /// The row that begins at `start`; `None` if more of the text is needed, which is never the case at its end.
-pub fn next_row(shape: &Shape, text: &[u8], start: usize, ended: bool) -> Option<Row> {
+pub fn next_row(shape: &RowShape, text: &[u8], start: usize, ended: bool) -> Option<RowSpan> {
     let mut line = start;
     let mut quotes = 0;
     loop {
         let Some(end) = memchr(b'\n', text.get(line..)?).map(|at| line + at) else {
             return match (ended, line > start) {
                 (false, _) if text.len() - start < ROW_BYTES_MAX => None,
-                (false, false) => Some(Row { start, end: text.len(), next: text.len() }),
-                (true, false) => Some(Row { start, end: text.len(), next: text.len() }).filter(|row| row.end > start),
+                (false, false) => Some(RowSpan { start, end: text.len(), next: text.len() }),
+                (true, false) => {
+                    Some(RowSpan { start, end: text.len(), next: text.len() }).filter(|row| row.end > start)
+                }
                 // No quote closes it: the row is one line, and later lines are separate.
                 (_, true) => first_line(text, start),
             };
@@ -52,13 +54,13 @@ pub fn next_row(shape: &Shape, text: &[u8], start: usize, ended: bool) -> Option
         quotes += memchr_iter(b'"', text.get(line..end)?).count();
         let next = end + 1;
         if quotes % 2 == 0 {
-            return Some(Row { start, end, next });
+            return Some(RowSpan { start, end, next });
         }
         let rest = text.get(next..)?;
         match memchr(b'\n', rest) {
-            Some(length) if is_whole_row(shape, rest.get(..length)?) => return Some(Row { start, end, next }),
+            Some(length) if is_whole_row(shape, rest.get(..length)?) => return Some(RowSpan { start, end, next }),
             None if !ended && text.len() - start < ROW_BYTES_MAX => return None,
-            None if is_whole_row(shape, rest) => return Some(Row { start, end, next }),
+            None if is_whole_row(shape, rest) => return Some(RowSpan { start, end, next }),
             _ => line = next,
         }
         if end - start > ROW_BYTES_MAX {
@@ -67,16 +69,16 @@ pub fn next_row(shape: &Shape, text: &[u8], start: usize, ended: bool) -> Option
     }
 }
 
-fn first_line(text: &[u8], start: usize) -> Option<Row> {
+fn first_line(text: &[u8], start: usize) -> Option<RowSpan> {
     let end = start + memchr(b'\n', text.get(start..)?)?;
-    Some(Row { start, end, next: end + 1 })
+    Some(RowSpan { start, end, next: end + 1 })
 }
 
 /// Fewer columns than this do not identify a row without a JSON cell.
 const COLUMNS_MIN: usize = 4;
 
 /// Whether the line is a complete row.
-pub fn is_whole_row(shape: &Shape, line: &[u8]) -> bool {
+pub fn is_whole_row(shape: &RowShape, line: &[u8]) -> bool {
     let mut count = 0;
     let mut json_fits = shape.json.is_none() && shape.columns >= COLUMNS_MIN;
     let sound = each_cell(line, shape.delimiter, |cell| {
@@ -203,7 +205,7 @@ pub fn each_cell<'a>(row: &'a [u8], delimiter: u8, mut take: impl FnMut(Cell<'a>
 
 /// The value of one cell of a row; `None` if the row has no such cell or more than `columns`, or a quoted one is not
 /// closed properly. The same result as [`each_cell`] with [`Cell::text`], in one pass.
-pub fn cell_text<'a>(row: &'a [u8], shape: &Shape, column: usize) -> Option<Cow<'a, [u8]>> {
+pub fn cell_text<'a>(row: &'a [u8], shape: &RowShape, column: usize) -> Option<Cow<'a, [u8]>> {
     let row = row.strip_suffix(b"\r").unwrap_or(row);
     let (mut at, mut index, mut said) = (0, 0, None);
     loop {
@@ -293,11 +295,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn shape(columns: usize, json: Option<usize>) -> Shape {
-        Shape { delimiter: b',', columns, json }
+    fn shape(columns: usize, json: Option<usize>) -> RowShape {
+        RowShape { delimiter: b',', columns, json }
     }
 
-    fn rows(shape: &Shape, text: &[u8]) -> Vec<String> {
+    fn rows(shape: &RowShape, text: &[u8]) -> Vec<String> {
         let mut start = 0;
         let mut rows = Vec::new();
         while let Some(row) = next_row(shape, text, start, true) {

@@ -5,7 +5,7 @@
 //! place. The table is split into many small ones that grow by an eighth each.
 
 /// A hash of 128 bits.
-type Key = [u8; 16];
+type SeenKey = [u8; 16];
 
 const SHARDS: usize = 4096;
 /// The maximum fill of a shard, in percent.
@@ -13,29 +13,29 @@ const FULL: usize = 90;
 
 /// The set of keys; at most 20 bytes for each if there are many.
 #[derive(Debug)]
-pub struct Seen {
-    shards: Vec<Shard>,
+pub struct SeenKeys {
+    shards: Vec<SeenShard>,
     /// Whether the set has the key that marks an empty place.
     zero: bool,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Shard {
-    places: Box<[Key]>,
+struct SeenShard {
+    places: Box<[SeenKey]>,
     used: usize,
 }
 
-const EMPTY: Key = [0; 16];
+const EMPTY: SeenKey = [0; 16];
 
-impl Default for Seen {
-    fn default() -> Seen {
-        Seen { shards: vec![Shard::default(); SHARDS], zero: false }
+impl Default for SeenKeys {
+    fn default() -> SeenKeys {
+        SeenKeys { shards: vec![SeenShard::default(); SHARDS], zero: false }
     }
 }
 
-impl Seen {
+impl SeenKeys {
     /// Inserts a key; false when it was already present.
-    pub fn insert(&mut self, key: Key) -> bool {
+    pub fn insert(&mut self, key: SeenKey) -> bool {
         if key == EMPTY {
             return !std::mem::replace(&mut self.zero, true);
         }
@@ -46,12 +46,12 @@ impl Seen {
 
     /// The bytes of all places.
     pub fn bytes(&self) -> usize {
-        self.shards.iter().map(|shard| shard.places.len() * size_of::<Key>()).sum()
+        self.shards.iter().map(|shard| shard.places.len() * size_of::<SeenKey>()).sum()
     }
 }
 
-impl Shard {
-    fn insert(&mut self, key: Key) -> bool {
+impl SeenShard {
+    fn insert(&mut self, key: SeenKey) -> bool {
         if (self.used + 1) * 100 > self.places.len() * FULL {
             let more = (self.places.len() / 8).max(4);
             let grown = vec![EMPTY; self.places.len() + more].into_boxed_slice();
@@ -67,7 +67,7 @@ impl Shard {
     }
 
     /// Puts a key in its place or the next free one; false when it is present.
-    fn put(&mut self, key: Key) -> bool {
+    fn put(&mut self, key: SeenKey) -> bool {
         // The upper bits as a fraction of the table: so all places are equally likely.
         let upper = u128::from_le_bytes(key) >> 64;
         let at = ((upper * self.places.len() as u128) >> 64) as usize;
@@ -89,7 +89,7 @@ impl Shard {
 mod tests {
     use super::*;
 
-    fn key(number: u64) -> Key {
+    fn key(number: u64) -> SeenKey {
         let mut key = [0; 16];
         key.copy_from_slice(blake3::hash(&number.to_le_bytes()).as_bytes().get(..16).unwrap());
         key
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn each_key_is_new_once() {
-        let mut seen = Seen::default();
+        let mut seen = SeenKeys::default();
         for round in 0..2 {
             for number in 0..50_000 {
                 assert_eq!(seen.insert(key(number)), round == 0, "{number}");
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn many_keys_take_20_bytes_each() {
-        let mut seen = Seen::default();
+        let mut seen = SeenKeys::default();
         let count = 400_000;
         for number in 0..count {
             seen.insert(key(number));

@@ -10,8 +10,8 @@ use super::columns::Header;
 use super::form::Form;
 use super::outer::{self, Outer};
 use super::restore::Dialect;
-use super::rows::{Cell, Shape, cell_text, each_cell, is_whole_row, undoubled};
-use super::unwrap::{Found, Inside, Unread, dialect_of, unwrap};
+use super::rows::{Cell, RowShape, cell_text, each_cell, is_whole_row, undoubled};
+use super::unwrap::{Inside, UnreadValue, UnwrappedEvent, dialect_of, unwrap};
 use crate::normalise::Members;
 
 /// The longest header accepted.
@@ -21,15 +21,15 @@ pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 #[derive(Debug, Clone)]
 pub struct Table {
     /// The shape of its rows.
-    pub shape: Shape,
+    pub shape: RowShape,
     /// The header as it stands; empty where there is none.
     header: Vec<u8>,
-    kind: Kind,
+    kind: TableKind,
     outer: OuterColumns,
 }
 
 #[derive(Debug, Clone)]
-enum Kind {
+enum TableKind {
     /// A column has the event.
     Carrier {
         column: usize,
@@ -148,14 +148,14 @@ fn unnamed(
         // A header with too few cells is reported: it is damaged, or belongs to something else.
         let is_stray = is_headed && shape.json > Some(memchr_iter(sign, header).count());
         let kept = if is_headed { header.to_vec() } else { Vec::new() };
-        let table = Table { shape, header: kept, kind: Kind::Unknown, outer: OuterColumns::default() };
+        let table = Table { shape, header: kept, kind: TableKind::Unknown, outer: OuterColumns::default() };
         return Some(Beginning { table, rows, stray: first..if is_stray { rows } else { first } });
     }
     None
 }
 
 /// The shape of a row with a quoted event in one of its cells, alone or after a line's header.
-fn quoted_shape(row: &[u8], delimiter: u8) -> Option<Shape> {
+fn quoted_shape(row: &[u8], delimiter: u8) -> Option<RowShape> {
     let (mut columns, mut json, mut is_certain) = (0, None, false);
     let is_sound = each_cell(row.trim_ascii_end(), delimiter, |cell| {
         let is_object = cell.raw.starts_with(b"\"{\"\"");
@@ -166,13 +166,13 @@ fn quoted_shape(row: &[u8], delimiter: u8) -> Option<Shape> {
         columns += 1;
     });
     (is_sound || is_certain).then_some(())?;
-    Some(Shape { delimiter, columns, json: Some(json?) })
+    Some(RowShape { delimiter, columns, json: Some(json?) })
 }
 
 /// The shape of a row with an unquoted event, as some tools write it between tabs, below a header. A log with a tab
 /// before its events is not a table: each of its lines has many characters of JSON, even a damaged one, but a header
 /// with a damaged byte has at most one.
-fn plain_below(header: &[u8], next: &[u8]) -> Option<Shape> {
+fn plain_below(header: &[u8], next: &[u8]) -> Option<RowShape> {
     let (mut columns, mut json) = (0, None);
     each_cell(next.trim_ascii_end(), b'\t', |cell| {
         if cell.raw.starts_with(b"{\"") {
@@ -183,7 +183,7 @@ fn plain_below(header: &[u8], next: &[u8]) -> Option<Shape> {
     let tabs = memchr_iter(b'\t', header).count();
     let signs = header.iter().filter(|byte| matches!(byte, b'"' | b'{' | b'}')).count();
     let json = json.filter(|json| signs <= 1 && (1..=tabs + 1).contains(json))?;
-    Some(Shape { delimiter: b'\t', columns, json: Some(json) })
+    Some(RowShape { delimiter: b'\t', columns, json: Some(json) })
 }
 
 fn line_at(text: &[u8], at: usize) -> &[u8] {
@@ -216,10 +216,10 @@ impl Table {
         let kind = match carrier {
             Some((column, Form::AuditCsv)) if of_graph => {
                 let others = flat().filter(|header| header.form() == Form::GraphCsv);
-                Kind::Carrier { column, form: Form::GraphCsv, dialect: Some(Dialect::Graph), others }
+                TableKind::Carrier { column, form: Form::GraphCsv, dialect: Some(Dialect::Graph), others }
             }
-            Some((column, form)) => Kind::Carrier { column, form, dialect: None, others: None },
-            None => Kind::Flat(flat()?),
+            Some((column, form)) => TableKind::Carrier { column, form, dialect: None, others: None },
+            None => TableKind::Flat(flat()?),
         };
         let json = carrier.map(|(column, _)| column);
         let outer = OuterColumns {
@@ -230,16 +230,16 @@ impl Table {
             record_type: first(outer::RECORD_TYPES),
             workload: first(outer::WORKLOADS),
         };
-        let shape = Shape { delimiter, columns: names.len(), json };
+        let shape = RowShape { delimiter, columns: names.len(), json };
         Some(Table { shape, header: header.to_vec(), kind, outer })
     }
 
     /// The form of the table.
     pub fn form(&self) -> Form {
         match &self.kind {
-            Kind::Carrier { form, .. } => *form,
-            Kind::Flat(header) => header.form(),
-            Kind::Unknown => Form::AuditCsv,
+            TableKind::Carrier { form, .. } => *form,
+            TableKind::Flat(header) => header.form(),
+            TableKind::Unknown => Form::AuditCsv,
         }
     }
 
@@ -257,7 +257,7 @@ impl Table {
         {
             return Some(None);
         }
-        if row.len() > HEADER_BYTES_MAX || memchr(b'{', row).is_some() || matches!(self.kind, Kind::Flat(_)) {
+        if row.len() > HEADER_BYTES_MAX || memchr(b'{', row).is_some() || matches!(self.kind, TableKind::Flat(_)) {
             return None;
         }
         DELIMITERS.into_iter().find_map(|sign| Table::of(row, sign)).map(Some)
@@ -267,7 +267,7 @@ impl Table {
     /// unflattened object. Whether it is a complete event is not checked here. The same result as [`Table::read`], in a
     /// fraction of the time.
     pub fn carried(&self, row: &Bytes) -> Option<(Bytes, Form)> {
-        let Kind::Carrier { column, form, dialect: None, .. } = self.kind else { return None };
+        let TableKind::Carrier { column, form, dialect: None, .. } = self.kind else { return None };
         let event = cell_text(row, &self.shape, column)?;
         let is_plain = event.first() == Some(&b'{') && dialect_of(&event) == Dialect::Feed;
         is_plain.then(|| (as_bytes(row, event), form))
@@ -295,7 +295,7 @@ impl Table {
         };
         let fits = is_sound && cells.len() <= self.shape.columns;
         let why = match &self.kind {
-            Kind::Carrier { column, form, dialect, others } => match cells.get(*column) {
+            TableKind::Carrier { column, form, dialect, others } => match cells.get(*column) {
                 Some(cell) if fits => {
                     let text = as_bytes(row, cell.text());
                     let around = (*form, *dialect, &outer);
@@ -305,26 +305,31 @@ impl Table {
                     let is_type_name = text.trim_ascii().starts_with(b"Microsoft.");
                     if let Some(Ok((event, outer))) = others.as_ref().filter(|_| is_type_name).map(|h| flat(h, &cells))
                     {
-                        return out.push(Inside::Event(Found { event, form: *form, dialect: Dialect::Graph, outer }));
+                        return out.push(Inside::Event(UnwrappedEvent {
+                            event,
+                            form: *form,
+                            dialect: Dialect::Graph,
+                            outer,
+                        }));
                     }
                     "the cell that should hold the event holds none that can be read"
                 }
                 Some(_) => "its cells do not fit the header",
                 None => "a row without the cell that holds the event",
             },
-            Kind::Flat(header) if is_sound && cells.len() == self.shape.columns => match flat(header, &cells) {
+            TableKind::Flat(header) if is_sound && cells.len() == self.shape.columns => match flat(header, &cells) {
                 Ok((event, outer)) => {
                     let dialect = header.dialect();
-                    out.push(Inside::Event(Found { event, form: header.form(), dialect, outer }));
+                    out.push(Inside::Event(UnwrappedEvent { event, form: header.form(), dialect, outer }));
                     return;
                 }
                 Err(why) => {
-                    out.push(Inside::Unread(Unread { bytes: row.clone(), why, outer, is_unknown: false }));
+                    out.push(Inside::Unread(UnreadValue { bytes: row.clone(), why, outer, is_unknown: false }));
                     return;
                 }
             },
-            Kind::Flat(_) => "its cells do not fit the header",
-            Kind::Unknown => "a row without an event",
+            TableKind::Flat(_) => "its cells do not fit the header",
+            TableKind::Unknown => "a row without an event",
         };
         self.salvage(row, why, before_json(), out);
     }
@@ -332,28 +337,33 @@ impl Table {
     /// Recovers the events of an irregular row. The whole row is output as well, unless it has no fault.
     fn salvage(&self, row: &Bytes, why: &str, outer: Outer, out: &mut Vec<Inside>) {
         let before = out.len();
-        if let Kind::Flat(header) = &self.kind {
+        if let TableKind::Flat(header) = &self.kind {
             for line in row.split(|byte| *byte == b'\n').filter(|line| line.len() < row.len()) {
                 let mut cells: SmallVec<[Cell<'_>; 24]> = SmallVec::new();
                 if is_whole_row(&self.shape, line) {
                     each_cell(line, self.shape.delimiter, |cell| cells.push(cell));
                     if let Ok((event, outer)) = flat(header, &cells) {
-                        out.push(Inside::Event(Found { event, form: header.form(), dialect: header.dialect(), outer }));
+                        out.push(Inside::Event(UnwrappedEvent {
+                            event,
+                            form: header.form(),
+                            dialect: header.dialect(),
+                            outer,
+                        }));
                     }
                 }
             }
         } else {
             let (form, dialect) = match &self.kind {
-                Kind::Carrier { form, dialect, .. } => (*form, *dialect),
+                TableKind::Carrier { form, dialect, .. } => (*form, *dialect),
                 _ => (self.form(), None),
             };
             for object in objects(row) {
                 read_cell(&object, (form, dialect, &Outer::default()), out);
             }
         }
-        let is_expected = matches!(self.kind, Kind::Unknown) && out.len() == before + 1;
+        let is_expected = matches!(self.kind, TableKind::Unknown) && out.len() == before + 1;
         if !is_expected {
-            out.push(Inside::Unread(Unread { bytes: row.clone(), why: why.to_owned(), outer, is_unknown: false }));
+            out.push(Inside::Unread(UnreadValue { bytes: row.clone(), why: why.to_owned(), outer, is_unknown: false }));
         }
     }
 
@@ -398,7 +408,7 @@ fn read_cell(text: &Bytes, (form, dialect, outer): (Form, Option<Dialect>, &Oute
     let text = text.slice_ref(text.trim_ascii());
     if text.starts_with(b"@{") {
         let outer = outer.clone();
-        out.push(Inside::Event(Found { event: text, form, dialect: Dialect::PowerShell, outer }));
+        out.push(Inside::Event(UnwrappedEvent { event: text, form, dialect: Dialect::PowerShell, outer }));
         return true;
     }
     let before = out.len();

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memchr::memchr_iter;
 
-use super::place::Place;
+use super::place::InputPlace;
 use super::table::Table;
 
 /// A unit that is read by itself.
 #[derive(Debug, Clone)]
-pub enum Unit {
+pub enum TextUnit {
     /// A row of a table.
     Row {
         /// The table.
@@ -19,14 +19,14 @@ pub enum Unit {
         /// The row, without the line break that ends it.
         bytes: Bytes,
         /// Where it begins.
-        place: Place,
+        place: InputPlace,
     },
     /// One JSON value, not validated.
     Value {
         /// The value.
         bytes: Bytes,
         /// Where it begins.
-        place: Place,
+        place: InputPlace,
         /// Whether a line's header came before it.
         is_prefixed: bool,
     },
@@ -35,14 +35,14 @@ pub enum Unit {
         /// The bytes.
         bytes: Bytes,
         /// Where they begin.
-        place: Place,
+        place: InputPlace,
         /// The fault.
         why: &'static str,
     },
     /// The answer that begins or ends here declares that it lacks rows.
     Truncated {
         /// The place of that declaration.
-        place: Place,
+        place: InputPlace,
     },
 }
 
@@ -62,7 +62,7 @@ impl Lines {
     }
 
     /// The place of an offset after the last one requested.
-    pub(super) fn place(&mut self, offset: u64, file: &Arc<str>) -> Place {
+    pub(super) fn place(&mut self, offset: u64, file: &Arc<str>) -> InputPlace {
         while self.at < offset
             && let Some(chunk) = self.chunks.front_mut()
         {
@@ -74,6 +74,6 @@ impl Lines {
                 self.chunks.pop_front();
             }
         }
-        Place { file: file.clone(), line: self.breaks + 1, row: None, offset }
+        InputPlace { file: file.clone(), line: self.breaks + 1, row: None, offset }
     }
 }

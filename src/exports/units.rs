@@ -8,43 +8,43 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memchr::memchr_iter;
 
-use super::place::Place;
+use super::place::InputPlace;
 use super::rows::next_row;
 use super::table::{self, HEADER_BYTES_MAX, Table, is_no_table};
-use super::unit::{Lines, Unit};
+use super::unit::{Lines, TextUnit};
 use super::values::Values;
 
 /// Cuts the text of one file.
 pub struct Cutter {
     file: Arc<str>,
-    state: State,
+    state: CutState,
     lines: Lines,
 }
 
-enum State {
+enum CutState {
     /// The type of the text is not known yet.
     Beginning(Vec<u8>),
-    Rows(Box<Rows>),
+    Rows(Box<RowCutter>),
     Values(Box<Values>),
 }
 
 impl Cutter {
     /// A cutter for the text of this file.
     pub fn new(file: Arc<str>) -> Cutter {
-        Cutter { file, state: State::Beginning(Vec::new()), lines: Lines::default() }
+        Cutter { file, state: CutState::Beginning(Vec::new()), lines: Lines::default() }
     }
 
     /// Takes the next bytes and appends the units that end in them.
-    pub fn push(&mut self, chunk: &[u8], out: &mut Vec<Unit>) {
+    pub fn push(&mut self, chunk: &[u8], out: &mut Vec<TextUnit>) {
         match &mut self.state {
-            State::Beginning(beginning) => {
+            CutState::Beginning(beginning) => {
                 beginning.extend_from_slice(chunk);
                 if is_enough(beginning) {
                     self.begin(out);
                 }
             }
-            State::Rows(rows) => rows.push(chunk, &self.file, false, out),
-            State::Values(values) => {
+            CutState::Rows(rows) => rows.push(chunk, &self.file, false, out),
+            CutState::Values(values) => {
                 let chunk = Bytes::copy_from_slice(chunk);
                 self.lines.push(chunk.clone());
                 values.push(chunk, &mut self.lines, &self.file, out);
@@ -52,39 +52,39 @@ impl Cutter {
         }
     }
 
-    pub fn finish(&mut self, out: &mut Vec<Unit>) {
-        if matches!(self.state, State::Beginning(_)) {
+    pub fn finish(&mut self, out: &mut Vec<TextUnit>) {
+        if matches!(self.state, CutState::Beginning(_)) {
             self.begin(out);
         }
         match &mut self.state {
-            State::Beginning(_) => {}
-            State::Rows(rows) => rows.push(&[], &self.file, true, out),
-            State::Values(values) => values.finish(&mut self.lines, &self.file, out),
+            CutState::Beginning(_) => {}
+            CutState::Rows(rows) => rows.push(&[], &self.file, true, out),
+            CutState::Values(values) => values.finish(&mut self.lines, &self.file, out),
         }
     }
 
-    fn begin(&mut self, out: &mut Vec<Unit>) {
-        let State::Beginning(beginning) = &mut self.state else { return };
+    fn begin(&mut self, out: &mut Vec<TextUnit>) {
+        let CutState::Beginning(beginning) = &mut self.state else { return };
         let beginning = std::mem::take(beginning);
         self.state = match table::begins(&beginning) {
             Some(table::Beginning { table, rows, stray }) => {
                 if !stray.is_empty() {
                     let line = 1 + memchr_iter(b'\n', beginning.get(..stray.start).unwrap_or_default()).count() as u64;
-                    let place = Place { file: self.file.clone(), line, row: None, offset: stray.start as u64 };
+                    let place = InputPlace { file: self.file.clone(), line, row: None, offset: stray.start as u64 };
                     let bytes = Bytes::copy_from_slice(beginning.get(stray).unwrap_or_default());
-                    out.push(Unit::Damage { bytes, place, why: "a line before the header of a table" });
+                    out.push(TextUnit::Damage { bytes, place, why: "a line before the header of a table" });
                 }
                 let (before, after) = beginning.split_at(rows.min(beginning.len()));
-                let mut rows = Rows::new(table, before);
+                let mut rows = RowCutter::new(table, before);
                 rows.push(after, &self.file, false, out);
-                State::Rows(Box::new(rows))
+                CutState::Rows(Box::new(rows))
             }
             None => {
                 let mut values = Values::default();
                 let chunk = Bytes::from(beginning);
                 self.lines.push(chunk.clone());
                 values.push(chunk, &mut self.lines, &self.file, out);
-                State::Values(Box::new(values))
+                CutState::Values(Box::new(values))
             }
         };
     }
@@ -112,7 +112,7 @@ fn is_enough(beginning: &[u8]) -> bool {
 }
 
 /// The rows of a table.
-struct Rows {
+struct RowCutter {
     table: Arc<Table>,
     /// Bytes after the last row found.
     pending: Vec<u8>,
@@ -126,13 +126,13 @@ struct Rows {
 /// After a vain search through this much, the next search waits for twice as much.
 const RETRY_BYTES: usize = 1024 * 1024;
 
-impl Rows {
-    fn new(table: Table, before: &[u8]) -> Rows {
+impl RowCutter {
+    fn new(table: Table, before: &[u8]) -> RowCutter {
         let line = 1 + memchr_iter(b'\n', before).count() as u64;
-        Rows { table: Arc::new(table), pending: Vec::new(), tried: 0, offset: before.len() as u64, line, row: 0 }
+        RowCutter { table: Arc::new(table), pending: Vec::new(), tried: 0, offset: before.len() as u64, line, row: 0 }
     }
 
-    fn push(&mut self, chunk: &[u8], file: &Arc<str>, ended: bool, out: &mut Vec<Unit>) {
+    fn push(&mut self, chunk: &[u8], file: &Arc<str>, ended: bool, out: &mut Vec<TextUnit>) {
         self.pending.extend_from_slice(chunk);
         if !ended && self.tried >= RETRY_BYTES && self.pending.len() < 2 * self.tried {
             return;
@@ -148,8 +148,8 @@ impl Rows {
                     None => {
                         self.row += 1;
                         let offset = self.offset + row.start as u64;
-                        let place = Place { file: file.clone(), line: self.line, row: Some(self.row), offset };
-                        out.push(Unit::Row { table: self.table.clone(), bytes, place });
+                        let place = InputPlace { file: file.clone(), line: self.line, row: Some(self.row), offset };
+                        out.push(TextUnit::Row { table: self.table.clone(), bytes, place });
                     }
                 }
             }

@@ -22,16 +22,16 @@ use crate::normalise::{Event, is_like_an_event, json};
 #[derive(Debug, Clone)]
 pub enum Inside {
     /// An event.
-    Event(Found),
+    Event(UnwrappedEvent),
     /// Not an event.
-    Unread(Unread),
+    Unread(UnreadValue),
     /// A record of this program without an event: its `event_type`.
     Notice(String),
 }
 
 /// An event that was found.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct UnwrappedEvent {
     /// The event as written there.
     pub event: Bytes,
     /// The outermost known wrapper.
@@ -44,7 +44,7 @@ pub struct Found {
 
 /// A value without an event, or whose event cannot be read.
 #[derive(Debug, Clone)]
-pub struct Unread {
+pub struct UnreadValue {
     /// The value.
     pub bytes: Bytes,
     /// Why, in words.
@@ -55,9 +55,9 @@ pub struct Unread {
     pub is_unknown: bool,
 }
 
-impl Unread {
-    fn of(bytes: Bytes, why: &Nothing, outer: Outer) -> Unread {
-        Unread { bytes, why: why.in_words(), outer, is_unknown: *why == Nothing::NoEvent }
+impl UnreadValue {
+    fn of(bytes: Bytes, why: &Nothing, outer: Outer) -> UnreadValue {
+        UnreadValue { bytes, why: why.in_words(), outer, is_unknown: *why == Nothing::NoEvent }
     }
 }
 
@@ -65,7 +65,7 @@ impl Unread {
 pub fn unwrap(value: &Bytes, is_prefixed: bool, out: &mut Vec<Inside>) {
     let around = Around { form: is_prefixed.then_some(Form::LogLine), ..Around::default() };
     if let Err(why) = search(value, &around, out) {
-        out.push(Inside::Unread(Unread::of(value.clone(), &why, Outer::default())));
+        out.push(Inside::Unread(UnreadValue::of(value.clone(), &why, Outer::default())));
     }
 }
 
@@ -87,7 +87,7 @@ pub(super) fn is_like_a_wrapper(bytes: &[u8]) -> bool {
         && (is_like_an_event(bytes)
             || CARRIERS.iter().any(|name| has(name))
             || PAIRS.iter().any(|(name, other)| has(name) && has(other))
-            || matches!(page::head(bytes, true), page::Head::Page(_)))
+            || matches!(page::head(bytes, true), page::PageHead::Page(_)))
 }
 
 /// The notation of an event's text, if its wrapper does not define it.
@@ -137,21 +137,21 @@ impl Nothing {
     }
 }
 
-type Member<'a> = (Cow<'a, str>, &'a str);
+type NamedToken<'a> = (Cow<'a, str>, &'a str);
 
 /// The members of an object.
-struct Object<'a> {
+struct ObjectMembers<'a> {
     text: &'a str,
-    members: SmallVec<[Member<'a>; 24]>,
+    members: SmallVec<[NamedToken<'a>; 24]>,
 }
 
-impl<'a> Object<'a> {
-    fn of(text: &'a str) -> Result<Object<'a>, Nothing> {
+impl<'a> ObjectMembers<'a> {
+    fn of(text: &'a str) -> Result<ObjectMembers<'a>, Nothing> {
         let mut members = SmallVec::new();
         let layout = json::scan_object(text, |key, value| members.push((json::unescape(key), value)));
         match layout {
             Ok(layout) if text.get(layout.end..).is_some_and(|rest| rest.trim_ascii().is_empty()) => {
-                Ok(Object { text, members })
+                Ok(ObjectMembers { text, members })
             }
             _ => Err(Nothing::Damaged),
         }
@@ -186,7 +186,7 @@ fn search(value: &Bytes, around: &Around, out: &mut Vec<Inside>) -> Result<(), N
     }
     let text = std::str::from_utf8(value).map_err(|_| Nothing::Damaged)?.trim_ascii();
     match text.as_bytes().first() {
-        Some(b'{') => search_object(value, &Object::of(text)?, around, out),
+        Some(b'{') => search_object(value, &ObjectMembers::of(text)?, around, out),
         Some(b'[') if json::is_valid(text) => search_array(value, text, around, out),
         _ => Err(Nothing::Damaged),
     }
@@ -201,7 +201,7 @@ fn search_array(value: &Bytes, text: &str, around: &Around, out: &mut Vec<Inside
         let element = value.slice_ref(element.as_bytes());
         match search(&element, &deeper, out) {
             Ok(()) => result = Ok(()),
-            Err(why) => unread.push((out.len(), Unread::of(element, &why, Outer::default()))),
+            Err(why) => unread.push((out.len(), UnreadValue::of(element, &why, Outer::default()))),
         }
     });
     // Nothing was found: the array as a whole is reported.
@@ -213,8 +213,13 @@ fn search_array(value: &Bytes, text: &str, around: &Around, out: &mut Vec<Inside
     result
 }
 
-fn search_object(value: &Bytes, object: &Object<'_>, around: &Around, out: &mut Vec<Inside>) -> Result<(), Nothing> {
-    if let Some(carrier) = Carrier::of(object) {
+fn search_object(
+    value: &Bytes,
+    object: &ObjectMembers<'_>,
+    around: &Around,
+    out: &mut Vec<Inside>,
+) -> Result<(), Nothing> {
+    if let Some(carrier) = CarrierMember::of(object) {
         return carried(value, object, carrier, around, out);
     }
     if let Some(tables) = object.get("tables").filter(|tables| json::get(first_element(tables), "columns").is_some()) {
@@ -241,13 +246,20 @@ fn search_object(value: &Bytes, object: &Object<'_>, around: &Around, out: &mut 
     Err(Nothing::NoEvent)
 }
 
-fn push_event(value: &Bytes, object: &Object<'_>, form: Form, dialect: Dialect, outer: Outer, out: &mut Vec<Inside>) {
+fn push_event(
+    value: &Bytes,
+    object: &ObjectMembers<'_>,
+    form: Form,
+    dialect: Dialect,
+    outer: Outer,
+    out: &mut Vec<Inside>,
+) {
     let event = value.slice_ref(object.text.as_bytes());
-    out.push(Inside::Event(Found { event, form, dialect, outer }));
+    out.push(Inside::Event(UnwrappedEvent { event, form, dialect, outer }));
 }
 
 /// A member that holds an event.
-struct Carrier<'a> {
+struct CarrierMember<'a> {
     /// Its form.
     form: Form,
     /// Its name, for people.
@@ -257,9 +269,9 @@ struct Carrier<'a> {
     dialect: Option<Dialect>,
 }
 
-impl<'a> Carrier<'a> {
-    fn of(object: &Object<'a>) -> Option<Carrier<'a>> {
-        let carrier = |form, name, content| Carrier { form, name, content, dialect: None };
+impl<'a> CarrierMember<'a> {
+    fn of(object: &ObjectMembers<'a>) -> Option<CarrierMember<'a>> {
+        let carrier = |form, name, content| CarrierMember { form, name, content, dialect: None };
         let has = |name: &str| object.has(name).is_some();
         if object.text(&["source"]).as_deref() == Some("m365") && has("event_type") && has("severity") {
             return Some(carrier(Form::Native, "raw", object.get("raw")));
@@ -268,7 +280,7 @@ impl<'a> Carrier<'a> {
             let of_graph = has("auditLogRecordType") || has("createdDateTime");
             let (form, dialect) =
                 if of_graph { (Form::Graph, Some(Dialect::Graph)) } else { (Form::UnifiedAuditLog, None) };
-            return Some(Carrier { dialect, ..carrier(form, "AuditData", object.get("AuditData")) });
+            return Some(CarrierMember { dialect, ..carrier(form, "AuditData", object.get("AuditData")) });
         }
         if has("RawEventData") {
             return Some(carrier(Form::Defender, "RawEventData", object.get("RawEventData")));
@@ -309,8 +321,8 @@ impl<'a> Carrier<'a> {
 
 fn carried(
     value: &Bytes,
-    object: &Object<'_>,
-    carrier: Carrier<'_>,
+    object: &ObjectMembers<'_>,
+    carrier: CarrierMember<'_>,
     around: &Around,
     out: &mut Vec<Inside>,
 ) -> Result<(), Nothing> {
@@ -339,12 +351,12 @@ fn carried(
     };
     // Reported here, where the data beside it is known.
     let bytes = value.slice_ref(object.text.as_bytes());
-    out.push(Inside::Unread(Unread::of(bytes, &why, inner.outer)));
+    out.push(Inside::Unread(UnreadValue::of(bytes, &why, inner.outer)));
     Ok(())
 }
 
 /// The `event_type` of a record of this program without an event: a gap, bytes that could not be read, a receipt.
-fn notice_of(object: &Object<'_>) -> Option<String> {
+fn notice_of(object: &ObjectMembers<'_>) -> Option<String> {
     let event = object.get("event").filter(|event| event.starts_with('{'));
     let kind = object
         .text(&["event_type"])
@@ -364,7 +376,7 @@ fn search_content(value: &Bytes, token: &str, around: &Around, out: &mut Vec<Ins
                 let form = around.form.unwrap_or(Form::UnifiedAuditLog);
                 let event = Bytes::copy_from_slice(text.as_bytes());
                 let outer = around.outer.clone();
-                out.push(Inside::Event(Found { event, form, dialect: Dialect::PowerShell, outer }));
+                out.push(Inside::Event(UnwrappedEvent { event, form, dialect: Dialect::PowerShell, outer }));
                 return Ok(());
             }
             let begins = text.starts_with(['{', '[']);
@@ -376,7 +388,7 @@ fn search_content(value: &Bytes, token: &str, around: &Around, out: &mut Vec<Ins
 }
 
 /// Searches all members, since the wrapper is unknown; returns whether events were found.
-fn search_members(value: &Bytes, object: &Object<'_>, around: &Around, out: &mut Vec<Inside>) -> bool {
+fn search_members(value: &Bytes, object: &ObjectMembers<'_>, around: &Around, out: &mut Vec<Inside>) -> bool {
     let is_splunk = object.has("result").is_some_and(|result| json::get(result, "_raw").is_some());
     let form = around.form.unwrap_or(match is_splunk {
         true => Form::Splunk,
@@ -428,7 +440,7 @@ fn search_tables(tables: &str, around: &Around, out: &mut Vec<Inside>) -> Result
             let object = Bytes::from(text);
             let deeper = Around { depth: around.depth + 1, ..around.clone() };
             if let Err(why) = search(&object, &deeper, out) {
-                out.push(Inside::Unread(Unread::of(object, &why, Outer::default())));
+                out.push(Inside::Unread(UnreadValue::of(object, &why, Outer::default())));
             }
         });
     });
@@ -444,7 +456,7 @@ fn first_element(token: &str) -> &str {
 }
 
 /// The data that a wrapper has about its event; missing values come from the outer wrapper.
-fn outer_of(object: &Object<'_>, around: &Around) -> Outer {
+fn outer_of(object: &ObjectMembers<'_>, around: &Around) -> Outer {
     let said = |names: &[&str], else_said: &Option<String>| object.text(names).or_else(|| else_said.clone());
     Outer {
         id: said(super::outer::IDS, &around.outer.id),

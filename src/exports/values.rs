@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memchr::memchr;
 
-use super::page::{self, Head, Open, Tail};
-use super::place::Place;
+use super::page::{self, ListStart, PageHead, Tail};
+use super::place::InputPlace;
 use super::prefix::{self, runtime_line};
 use super::rows::ROW_BYTES_MAX;
-use super::unit::{Lines, Unit};
+use super::unit::{Lines, TextUnit};
 use super::unwrap::is_like_a_wrapper;
 use crate::normalise::split::{Damage, Piece, Splitter};
 use crate::normalise::{Members, json};
@@ -38,13 +38,13 @@ pub(super) struct Values {
     /// How much of the text was passed on.
     at: u64,
     /// Unfinished lines of container runtimes, by stream.
-    partial: BTreeMap<Vec<u8>, Partial>,
+    partial: BTreeMap<Vec<u8>, PartialLine>,
     ended: bool,
 }
 
 /// The beginning of a line that a container runtime wrote in parts.
-struct Partial {
-    place: Place,
+struct PartialLine {
+    place: InputPlace,
     text: Vec<u8>,
     /// The raw parts.
     original: Vec<u8>,
@@ -79,18 +79,18 @@ impl Default for Values {
 struct Out<'a> {
     lines: &'a mut Lines,
     file: &'a Arc<str>,
-    units: &'a mut Vec<Unit>,
+    units: &'a mut Vec<TextUnit>,
 }
 
 impl Out<'_> {
-    fn place(&mut self, offset: u64) -> Place {
+    fn place(&mut self, offset: u64) -> InputPlace {
         self.lines.place(offset, self.file)
     }
 
     fn damage(&mut self, bytes: Bytes, offset: u64, why: &'static str) {
         if !bytes.is_empty() {
             let place = self.place(offset);
-            self.units.push(Unit::Damage { bytes, place, why });
+            self.units.push(TextUnit::Damage { bytes, place, why });
         }
     }
 }
@@ -100,12 +100,12 @@ const NOT_AN_EVENT: &str = "not one JSON object in UTF-8";
 const TOO_LONG: &str = "a JSON value over 16 MiB, of which no list is known";
 
 impl Values {
-    pub(super) fn push(&mut self, chunk: Bytes, lines: &mut Lines, file: &Arc<str>, units: &mut Vec<Unit>) {
+    pub(super) fn push(&mut self, chunk: Bytes, lines: &mut Lines, file: &Arc<str>, units: &mut Vec<TextUnit>) {
         let mut out = Out { lines, file, units };
         self.take(chunk, &mut out);
     }
 
-    pub(super) fn finish(&mut self, lines: &mut Lines, file: &Arc<str>, units: &mut Vec<Unit>) {
+    pub(super) fn finish(&mut self, lines: &mut Lines, file: &Arc<str>, units: &mut Vec<TextUnit>) {
         let mut out = Out { lines, file, units };
         self.ended = true;
         self.take(Bytes::new(), &mut out);
@@ -165,7 +165,7 @@ impl Values {
         let place = out.place(self.at);
         if let Some(at) = header {
             let bytes = line.slice(at..);
-            out.units.push(Unit::Value { bytes, place, is_prefixed: true });
+            out.units.push(TextUnit::Value { bytes, place, is_prefixed: true });
         } else if let Some(found) = runtime {
             self.part(found.stream, found.text, found.is_partial, (place, line), out);
         }
@@ -173,9 +173,9 @@ impl Values {
     }
 
     /// Adds a part of a line, or all of it, that a container runtime wrote.
-    fn part(&mut self, stream: &[u8], text: &[u8], goes_on: bool, whole: (Place, &[u8]), out: &mut Out<'_>) {
+    fn part(&mut self, stream: &[u8], text: &[u8], goes_on: bool, whole: (InputPlace, &[u8]), out: &mut Out<'_>) {
         let (place, original) = whole;
-        let new = Partial { place, text: Vec::new(), original: Vec::new(), parts: Vec::new() };
+        let new = PartialLine { place, text: Vec::new(), original: Vec::new(), parts: Vec::new() };
         let mut partial = self.partial.remove(stream).unwrap_or(new);
         partial.parts.push((partial.text.len(), partial.original.len()));
         partial.text.extend_from_slice(text);
@@ -247,25 +247,25 @@ impl Values {
 
     fn drain(&mut self, out: &mut Out<'_>) {
         loop {
-            let mut head = Head::Other;
+            let mut head = PageHead::Other;
             let ended = self.ended;
             let piece = self.splitter.next_read(|rest| {
                 head = page::head(rest, ended);
                 match head {
-                    Head::Page(open) => Some(open.length),
-                    Head::More => Some(rest.len()),
-                    Head::Other => None,
+                    PageHead::Page(open) => Some(open.length),
+                    PageHead::More => Some(rest.len()),
+                    PageHead::Other => None,
                 }
             });
             match (piece, head) {
-                (Some(Piece::Element { bytes, read: true, .. }), Head::More) => {
+                (Some(Piece::Element { bytes, read: true, .. }), PageHead::More) => {
                     self.stash = bytes;
                     return;
                 }
-                (Some(Piece::Element { bytes, offset, read: true, .. }), Head::Page(open)) => {
+                (Some(Piece::Element { bytes, offset, read: true, .. }), PageHead::Page(open)) => {
                     if page::is_truncated(bytes.get(..open.length).unwrap_or_default()) {
                         let place = out.place(self.base.wrapping_add(offset));
-                        out.units.push(Unit::Truncated { place });
+                        out.units.push(TextUnit::Truncated { place });
                     }
                     self.page_begins(offset, open);
                 }
@@ -291,7 +291,7 @@ impl Values {
     }
 
     /// Begins the list of a page after its head, which began at `offset`.
-    fn page_begins(&mut self, offset: u64, open: Open) {
+    fn page_begins(&mut self, offset: u64, open: ListStart) {
         let rest = self.splitter.take_rest();
         self.base = self.base.wrapping_add(offset).wrapping_add(open.length as u64);
         self.splitter = Splitter::of_page(VALUE_BYTES_MAX).seeking(is_like_a_wrapper);
@@ -308,7 +308,7 @@ impl Values {
             Tail::Whole(length) => {
                 if page::is_truncated(self.tail.get(..length).unwrap_or_default()) {
                     let place = out.place(self.base);
-                    out.units.push(Unit::Truncated { place });
+                    out.units.push(TextUnit::Truncated { place });
                 }
                 length
             }
@@ -338,7 +338,7 @@ impl Values {
             let goes_on = !text.ends_with(b"\n");
             return self.part(&stream, &text, goes_on, (place, &bytes), out);
         }
-        out.units.push(Unit::Value { bytes, place, is_prefixed: false });
+        out.units.push(TextUnit::Value { bytes, place, is_prefixed: false });
     }
 }
 
@@ -358,8 +358,8 @@ fn docker_line(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
 
 /// Joins a complete line. If the end of an earlier line was lost, the parts of this one are the last ones. If the line
 /// break after it was lost, the next line is returned.
-fn joined(partial: Partial, out: &mut Out<'_>) -> Option<Vec<u8>> {
-    let Partial { place, text, original, parts } = partial;
+fn joined(partial: PartialLine, out: &mut Out<'_>) -> Option<Vec<u8>> {
+    let PartialLine { place, text, original, parts } = partial;
     for (from, original_from) in parts {
         let text = text.get(from..).unwrap_or_default().trim_ascii();
         let begin = if text.starts_with(b"{") { Some(0) } else { prefix::length(text) };
@@ -374,19 +374,19 @@ fn joined(partial: Partial, out: &mut Out<'_>) -> Option<Vec<u8>> {
         let before = original.get(..original_from).unwrap_or_default();
         if !before.is_empty() {
             let bytes = Bytes::copy_from_slice(before);
-            out.units.push(Unit::Damage { bytes, place: place.clone(), why: NOT_AN_EVENT });
+            out.units.push(TextUnit::Damage { bytes, place: place.clone(), why: NOT_AN_EVENT });
         }
         let bytes = Bytes::copy_from_slice(object);
         let after = place.clone();
-        out.units.push(Unit::Value { bytes, place, is_prefixed: true });
+        out.units.push(TextUnit::Value { bytes, place, is_prefixed: true });
         let (stray, rest) = rest.split_at(next.unwrap_or_default());
         if !stray.is_empty() {
             let bytes = Bytes::copy_from_slice(stray);
-            out.units.push(Unit::Damage { bytes, place: after, why: NOT_AN_EVENT });
+            out.units.push(TextUnit::Damage { bytes, place: after, why: NOT_AN_EVENT });
         }
         return Some(rest.to_vec()).filter(|rest| !rest.is_empty());
     }
-    out.units.push(Unit::Damage { bytes: original.into(), place, why: NOT_AN_EVENT });
+    out.units.push(TextUnit::Damage { bytes: original.into(), place, why: NOT_AN_EVENT });
     None
 }
 
@@ -409,9 +409,9 @@ mod tests {
         (0..17).for_each(|_| push(some.clone()));
         push(Bytes::from_static(b"\"]}\n{\"Id\":\"a\"}\n"));
         values.finish(&mut lines, &file, &mut units);
-        let is_long = |unit: &Unit| matches!(unit, Unit::Damage { why, .. } if *why == TOO_LONG);
+        let is_long = |unit: &TextUnit| matches!(unit, TextUnit::Damage { why, .. } if *why == TOO_LONG);
         assert!(units.iter().any(is_long), "{} units", units.len());
-        assert!(matches!(units.last(), Some(Unit::Value { bytes, .. }) if *bytes == r#"{"Id":"a"}"#));
+        assert!(matches!(units.last(), Some(TextUnit::Value { bytes, .. }) if *bytes == r#"{"Id":"a"}"#));
     }
 
     #[test]

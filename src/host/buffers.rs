@@ -11,10 +11,10 @@ const KEPT_MAX: usize = 8;
 
 /// A pool of buffers. It frees them once all are returned, so that an idle pool takes no memory. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Buffers(Arc<Mutex<Kept>>);
+pub struct Buffers(Arc<Mutex<BufferPool>>);
 
 #[derive(Debug, Default)]
-struct Kept {
+struct BufferPool {
     buffers: Vec<Vec<u8>>,
     lent: usize,
 }

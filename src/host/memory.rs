@@ -16,19 +16,19 @@ use super::{Expected, Op, Revision, StateError, StateStore};
 /// the process the source begins again, so up to `backfill_secs` of events are repeated.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    inner: Mutex<Inner>,
+    inner: Mutex<MemoryState>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct MemoryState {
     values: BTreeMap<String, (Bytes, Revision)>,
-    failures: VecDeque<Failure>,
-    death: Option<Death>,
+    failures: VecDeque<PlannedFailure>,
+    death: Option<PlannedDeath>,
 }
 
 /// The commit from which on nothing is written.
 #[derive(Debug)]
-struct Death {
+struct PlannedDeath {
     /// Commits until then.
     after: usize,
     /// Whether the first of them is written, and only its answer is lost.
@@ -37,7 +37,7 @@ struct Death {
 }
 
 #[derive(Debug)]
-struct Failure {
+struct PlannedFailure {
     error: StateError,
     applied: bool,
 }
@@ -64,7 +64,7 @@ impl MemoryStore {
     /// still written, as when a process is killed between its write and its answer.
     #[doc(hidden)]
     pub fn die(&self, after: usize, applied: bool, error: StateError) {
-        self.lock().death = Some(Death { after, applied, error });
+        self.lock().death = Some(PlannedDeath { after, applied, error });
     }
 
     /// Ends what [`MemoryStore::die`] began.
@@ -100,15 +100,15 @@ impl MemoryStore {
     }
 
     fn fail(&self, n: usize, error: StateError, applied: bool) {
-        self.lock().failures.extend((0..n).map(|_| Failure { error: error.clone(), applied }));
+        self.lock().failures.extend((0..n).map(|_| PlannedFailure { error: error.clone(), applied }));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
         self.inner.lock()
     }
 }
 
-impl Inner {
+impl MemoryState {
     fn commit(&mut self, ops: Vec<Op>) -> Result<Revision, StateError> {
         let revision = Revision::draw();
         // Steps see those before them in the same commit, so they are tried on a copy of the keys they touch.
@@ -164,8 +164,8 @@ impl StateStore for MemoryStore {
         }
         match inner.failures.pop_front() {
             None => inner.commit(ops),
-            Some(Failure { error, applied: false }) => Err(error),
-            Some(Failure { error, applied: true }) => inner.commit(ops).and(Err(error)),
+            Some(PlannedFailure { error, applied: false }) => Err(error),
+            Some(PlannedFailure { error, applied: true }) => inner.commit(ops).and(Err(error)),
         }
     }
 }

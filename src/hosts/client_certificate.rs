@@ -19,7 +19,7 @@ use rustls::{InconsistentKeys, SignatureScheme};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::auth::forms::{KeyForm, Parts, parts};
+use crate::auth::forms::{KeyForm, SortedParts, parts};
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
@@ -30,7 +30,7 @@ const ENDS_SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Where a client certificate and its key are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Files {
+pub(crate) struct ClientCertificateFiles {
     /// PEM: the certificate, its intermediate certificates, optionally the key.
     pub certificate: PathBuf,
     /// PEM of the key, when it has a file of its own.
@@ -48,27 +48,27 @@ pub(crate) struct Unusable {
 
 /// A client certificate that is reloaded from its files.
 pub(crate) struct ClientCertificate {
-    files: Files,
+    files: ClientCertificateFiles,
     clock: Arc<dyn Clock>,
-    last: Mutex<Last>,
+    last: Mutex<LoadedFiles>,
 }
 
 /// What was read last.
-struct Last {
+struct LoadedFiles {
     fingerprint: blake3::Hash,
-    pair: Pair,
+    pair: CertifiedPair,
     trouble: Option<String>,
 }
 
 /// A certificate and its key, with its validity period.
-struct Pair {
+struct CertifiedPair {
     certified: Arc<CertifiedKey>,
     not_before: Timestamp,
     not_after: Timestamp,
 }
 
 /// The bytes of the files, not parsed yet.
-struct Bytes {
+struct FileBytes {
     certificate: Zeroizing<Vec<u8>>,
     key: Option<Zeroizing<Vec<u8>>>,
 }
@@ -78,9 +78,9 @@ impl ClientCertificate {
     ///
     /// # Errors
     /// The files cannot be used.
-    pub(crate) fn open(files: Files, clock: Arc<dyn Clock>) -> Result<Self, Unusable> {
+    pub(crate) fn open(files: ClientCertificateFiles, clock: Arc<dyn Clock>) -> Result<Self, Unusable> {
         let bytes = files.read()?;
-        let last = Last { fingerprint: bytes.fingerprint(), pair: files.pair(&bytes)?, trouble: None };
+        let last = LoadedFiles { fingerprint: bytes.fingerprint(), pair: files.pair(&bytes)?, trouble: None };
         Ok(Self { files, clock, last: Mutex::new(last) })
     }
 
@@ -92,7 +92,7 @@ impl ClientCertificate {
     }
 
     /// A message that it is not valid at this machine's time, with the remedy.
-    fn out_of_time(&self, pair: &Pair) -> Option<String> {
+    fn out_of_time(&self, pair: &CertifiedPair) -> Option<String> {
         let (file, now) = (self.files.certificate.display(), self.clock.now());
         if now > pair.not_after {
             let ended = pair.not_after;
@@ -112,7 +112,7 @@ impl ClientCertificate {
         self.announce_pair(&self.lock().pair);
     }
 
-    fn announce_pair(&self, pair: &Pair) {
+    fn announce_pair(&self, pair: &CertifiedPair) {
         if let Some(words) = self.out_of_time(pair) {
             tracing::warn!("{words}");
         } else if self.clock.now().saturating_add(ENDS_SOON).is_ok_and(|soon| soon > pair.not_after) {
@@ -136,7 +136,7 @@ impl ClientCertificate {
             Ok(Some((fingerprint, pair))) => {
                 tracing::info!(file = %self.files.certificate.display(), ends = %pair.not_after, "client certificate read anew");
                 self.announce_pair(&pair);
-                *last = Last { fingerprint, pair, trouble: None };
+                *last = LoadedFiles { fingerprint, pair, trouble: None };
             }
             Err(Unusable { why, hint }) => {
                 let trouble = format!("{why} (hint: {hint})");
@@ -148,7 +148,7 @@ impl ClientCertificate {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Last> {
+    fn lock(&self) -> MutexGuard<'_, LoadedFiles> {
         self.last.lock()
     }
 }
@@ -177,7 +177,7 @@ impl ResolvesClientCert for ClientCertificate {
 /// # Errors
 /// They cannot, or the certificate is not valid at this time.
 #[cfg(feature = "cli")]
-pub(crate) fn check(files: Files, clock: Arc<dyn Clock>) -> Result<(), Unusable> {
+pub(crate) fn check(files: ClientCertificateFiles, clock: Arc<dyn Clock>) -> Result<(), Unusable> {
     let certificate = ClientCertificate::open(files, clock)?;
     match certificate.remark() {
         None => Ok(()),
@@ -188,7 +188,7 @@ pub(crate) fn check(files: Files, clock: Arc<dyn Clock>) -> Result<(), Unusable>
     }
 }
 
-impl Bytes {
+impl FileBytes {
     /// Detects a replaced file before it is parsed.
     fn fingerprint(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
@@ -199,9 +199,9 @@ impl Bytes {
     }
 }
 
-impl Files {
-    fn read(&self) -> Result<Bytes, Unusable> {
-        Ok(Bytes {
+impl ClientCertificateFiles {
+    fn read(&self) -> Result<FileBytes, Unusable> {
+        Ok(FileBytes {
             certificate: read_file(&self.certificate, "client_certificate_file")?,
             key: self.key.as_deref().map(|path| read_file(path, "client_key_file")).transpose()?,
         })
@@ -212,7 +212,7 @@ impl Files {
         self.key.as_deref().unwrap_or(&self.certificate)
     }
 
-    fn pair(&self, bytes: &Bytes) -> Result<Pair, Unusable> {
+    fn pair(&self, bytes: &FileBytes) -> Result<CertifiedPair, Unusable> {
         let file = self.certificate.display();
         let unread =
             |path: &Path, why: String| Unusable { why: format!("`{}` {why}", path.display()), hint: PEM.into() };
@@ -242,7 +242,7 @@ impl Files {
     }
 
     /// The keys, ready to sign; at least one.
-    fn keys(&self, found: &Parts) -> Result<Vec<Arc<dyn SigningKey>>, Unusable> {
+    fn keys(&self, found: &SortedParts) -> Result<Vec<Arc<dyn SigningKey>>, Unusable> {
         let file = self.key_file().display();
         let mut keys = Vec::new();
         for (form, der) in &found.keys {
@@ -295,12 +295,12 @@ fn certified(certificates: &[CertificateDer<'static>], key: &Arc<dyn SigningKey>
 }
 
 /// The pair with the times of its certificate.
-fn validity(certified: Arc<CertifiedKey>) -> Result<Pair, String> {
+fn validity(certified: Arc<CertifiedKey>) -> Result<CertifiedPair, String> {
     let own = certified.cert.first().ok_or("it holds no certificate")?;
     let (_, parsed) = X509Certificate::from_der(own).map_err(|error| error.to_string())?;
     let time = |time: &x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).map_err(|e| e.to_string());
     let (not_before, not_after) = (time(&parsed.validity().not_before)?, time(&parsed.validity().not_after)?);
-    Ok(Pair { certified, not_before, not_after })
+    Ok(CertifiedPair { certified, not_before, not_after })
 }
 
 fn read_file(path: &Path, key: &str) -> Result<Zeroizing<Vec<u8>>, Unusable> {

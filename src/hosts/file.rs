@@ -19,11 +19,11 @@ use tokio::sync::watch;
 
 use crate::config::sinks::FileConfig;
 use crate::host::Batch;
-use crate::hosts::embedded::place::{Moved, Place};
+use crate::hosts::embedded::place::{MountPlace, PlaceChange};
 use crate::hosts::embedded::sink::{BlockingSink, OwnThread, Written};
 use crate::hosts::embedded::store::has_no_locks;
 use crate::model::Actionable;
-use known::{Differs, Remembered, directory_of, place_of};
+use known::{Differs, SinkFileMemory, directory_of, place_of};
 pub use known::{Memory, NEW_STATE_HINT, SHORTER_HINT};
 pub use rotation::Rotation;
 
@@ -153,15 +153,15 @@ impl Storage for File {
 pub struct FileSink {
     path: PathBuf,
     mode: u32,
-    open: Option<Open>,
+    open: Option<OpenFile>,
     wrap: fn(File) -> Box<dyn Storage>,
     rotation: Option<Rotation>,
     /// Renaming failed and was reported.
     stuck: bool,
-    remembered: Remembered,
+    remembered: SinkFileMemory,
 }
 
-struct Open {
+struct OpenFile {
     storage: Box<dyn Storage>,
     /// Its length after our last write.
     end: u64,
@@ -204,14 +204,14 @@ impl FileSink {
         memory: Option<Memory>,
         wrap: fn(File) -> Box<dyn Storage>,
     ) -> Result<Self, FileSinkError> {
-        let remembered = Remembered::new(&path, memory);
+        let remembered = SinkFileMemory::new(&path, memory);
         let mut sink = Self { path, mode, open: None, wrap, rotation: None, stuck: false, remembered };
         match sink.ensure_open() {
             Ok(()) => {}
             Err(FileSinkError::NotWritable { source, .. })
                 if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {}
             // The sink waits for the mount, as while running: a start must not depend on the order of mounts.
-            Err(error @ FileSinkError::MountGone { .. }) => sink.remembered.set_passing(Some(told(&error))),
+            Err(error @ FileSinkError::MountGone { .. }) => sink.remembered.set_passing(Some(message(&error))),
             Err(error) => return Err(error),
         }
         if let Some(open) = &sink.open {
@@ -270,7 +270,7 @@ impl FileSink {
             self.found(&file, place).map_err(|source| self.not_writable(source))?;
             cut_torn_line(&file, &self.path)?;
             let end = file.metadata().map_err(|source| self.not_writable(source))?.len();
-            self.open = Some(Open { storage: (self.wrap)(file), end, cut_back_to: None });
+            self.open = Some(OpenFile { storage: (self.wrap)(file), end, cut_back_to: None });
         }
         Err(self.not_writable(io::Error::other("its name keeps pointing to another file")))
     }
@@ -297,27 +297,27 @@ impl FileSink {
         }
     }
 
-    fn has_moved(&self, known: &Place) -> bool {
-        place_of(&self.path).is_ok_and(|now| now.since(known) != Moved::No)
+    fn has_moved(&self, known: &MountPlace) -> bool {
+        place_of(&self.path).is_ok_and(|now| now.since(known) != PlaceChange::No)
     }
 
     /// The place of the file, before it is opened or created; an error if that is beneath a vanished mount.
-    fn place(&self) -> Result<Option<Place>, FileSinkError> {
+    fn place(&self) -> Result<Option<MountPlace>, FileSinkError> {
         let now = match place_of(&self.path) {
             Ok(now) => now,
             Err(source) => return Err(self.not_writable(source)),
         };
         let Some(known) = self.remembered.place() else { return Ok(Some(now)) };
         match now.since(known) {
-            Moved::No => {}
-            Moved::Beneath => tracing::warn!(
+            PlaceChange::No => {}
+            PlaceChange::Beneath => tracing::warn!(
                 path = %self.path.display(),
                 "`{}` is mounted now over where records were written before: those lie beneath it, where only who unmounts it sees them",
                 now.mount().display()
             ),
             // An empty file is the operator's consent, since nothing else creates one. If this sink's own records are
             // there, the file itself was moved.
-            Moved::Elsewhere => match File::open(&self.path) {
+            PlaceChange::Elsewhere => match File::open(&self.path) {
                 Ok(file)
                     if file
                         .metadata()
@@ -332,7 +332,7 @@ impl FileSink {
     }
 
     /// Compares a file that was just opened with what is remembered.
-    fn found(&mut self, file: &File, place: Option<Place>) -> io::Result<()> {
+    fn found(&mut self, file: &File, place: Option<MountPlace>) -> io::Result<()> {
         let differs = self.remembered.compare(file)?;
         if differs != Differs::No {
             self.remembered.report_cut(differs, file.metadata()?.len());
@@ -428,7 +428,7 @@ impl FileSink {
     }
 }
 
-fn told(error: &FileSinkError) -> String {
+fn message(error: &FileSinkError) -> String {
     format!("{}: {error} (hint: {})", error.slug(), error.hint())
 }
 
@@ -437,7 +437,7 @@ impl BlockingSink for FileSink {
         let (written, failure) = self.write_group(batches);
         // A fault found by a check is now in the refusal, or has ended.
         self.remembered.set_passing(None);
-        let why = failure.map_or_else(|| "nothing was written".into(), |error| told(&error));
+        let why = failure.map_or_else(|| "nothing was written".into(), |error| message(&error));
         (0..batches.len()).map(|i| if i < written { Written::Delivered } else { Written::refused(&why) }).collect()
     }
 
@@ -446,20 +446,20 @@ impl BlockingSink for FileSink {
     }
 
     fn look(&mut self) {
-        let found = self.glance().err().map(|error| told(&error));
+        let found = self.glance().err().map(|error| message(&error));
         self.remembered.set_passing(found);
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenFile {
     fn drop(&mut self) {
         // Closing is not enough: a child being started elsewhere in the process holds a copy until its `exec`.
         let _ = self.storage.file().unlock();
     }
 }
 
-impl Open {
-    /// Appends whole batches and syncs them; returns how many are durable, and the error that stopped it. [`Open::end`]
+impl OpenFile {
+    /// Appends whole batches and syncs them; returns how many are durable, and the error that stopped it. [`OpenFile::end`]
     /// is then where the last of them should end.
     fn append_group(&mut self, batches: &[Batch]) -> (usize, Option<io::Error>) {
         if let Err(e) = self.restore() {

@@ -25,13 +25,13 @@ use url::Url;
 
 use super::http::gzip;
 use super::msgpack::{
-    Encoder, Unread, Value, read_value, write_array, write_bin_header, write_event_time, write_map, write_str,
-    write_uint,
+    DecodeError, Encoder, MsgpackValue, read_value, write_array, write_bin_header, write_event_time, write_map,
+    write_str, write_uint,
 };
-use super::net::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT, Kept, NetSinkError, tls_config};
+use super::net::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT, NetSinkError, StoredSecret, tls_config};
 use super::no_answer::Wire;
 use super::requests::Bodies;
-use super::stream::Stream;
+use super::stream::SinkConnection;
 use crate::clock::Clock;
 use crate::config::sinks::{FluentForwardConfig, ForwardCompression};
 use crate::config::{Secret, host_and_port};
@@ -51,14 +51,14 @@ const SALT_BYTES: usize = 16;
 
 /// The sink.
 pub struct FluentForwardSink {
-    settings: Arc<Settings>,
+    settings: Arc<ForwardSettings>,
     frames: Bodies,
     connection: Option<Connection>,
     /// The server in use or to be tried next.
     server: usize,
 }
 
-struct Settings {
+struct ForwardSettings {
     servers: Vec<String>,
     tag: String,
     gzip: bool,
@@ -69,9 +69,9 @@ struct Settings {
     records_max: usize,
     age: Duration,
     frames_in_flight_max: usize,
-    shared_key: Kept,
+    shared_key: StoredSecret,
     username: Option<String>,
-    password: Kept,
+    password: StoredSecret,
     self_hostname: String,
     tls: Option<Arc<rustls::ClientConfig>>,
     wire: Wire,
@@ -94,7 +94,7 @@ impl FluentForwardSink {
             }
             _ => (None, Wire::default()),
         };
-        let settings = Settings {
+        let settings = ForwardSettings {
             servers: config.servers.clone(),
             tag: config.tag.clone(),
             gzip: config.compression == ForwardCompression::Gzip,
@@ -105,9 +105,9 @@ impl FluentForwardSink {
             records_max: config.batch_records_max,
             age: Duration::from_secs(config.batch_age_secs),
             frames_in_flight_max: config.frames_in_flight_max,
-            shared_key: Kept::of(config.shared_key.as_ref(), config.shared_key_file.as_deref()),
+            shared_key: StoredSecret::of(config.shared_key.as_ref(), config.shared_key_file.as_deref()),
             username: config.username.clone(),
-            password: Kept::of(config.password.as_ref(), config.password_file.as_deref()),
+            password: StoredSecret::of(config.password.as_ref(), config.password_file.as_deref()),
             self_hostname: config.self_hostname.clone().unwrap_or_else(host_name),
             tls,
             wire,
@@ -186,7 +186,7 @@ impl FluentForwardSink {
 #[async_trait]
 impl Sink for FluentForwardSink {
     fn bounds(&self) -> GroupBounds {
-        let Settings { frame_bytes_max, records_max: records, age, .. } = *self.settings;
+        let ForwardSettings { frame_bytes_max, records_max: records, age, .. } = *self.settings;
         GroupBounds { bytes: frame_bytes_max.min(FRAME_FILL_BYTES), records, age, ..GroupBounds::default() }
     }
 
@@ -216,7 +216,7 @@ impl Sink for FluentForwardSink {
 ///
 /// # Errors
 /// A record is not JSON, or the frame is larger than allowed.
-fn frame(settings: &Settings, batches: &[Batch], encoder: &mut Encoder) -> Result<Bytes, Written> {
+fn frame(settings: &ForwardSettings, batches: &[Batch], encoder: &mut Encoder) -> Result<Bytes, Written> {
     let mut entries = Vec::with_capacity(batches.iter().map(|batch| batch.ndjson().len()).sum());
     for record in batches.iter().flat_map(Batch::records) {
         push_entry(&record, settings.keep_timestamp, encoder, &mut entries).map_err(Written::Rejected)?;
@@ -292,7 +292,7 @@ fn chunk_id(batches: &[Batch], entries: &[u8]) -> String {
 /// The id inside an existing frame.
 fn chunk_of(frame: &[u8]) -> Option<Vec<u8>> {
     match read_value(frame) {
-        Ok((Value::Array(parts), _)) => parts.get(2)?.get("chunk")?.as_bytes().map(<[u8]>::to_vec),
+        Ok((MsgpackValue::Array(parts), _)) => parts.get(2)?.get("chunk")?.as_bytes().map(<[u8]>::to_vec),
         _ => None,
     }
 }
@@ -309,23 +309,25 @@ fn host_name() -> String {
 
 // ------------------------------------------------------------------------------------- the connection
 
-struct Connection<S = Stream> {
+struct Connection<S = SinkConnection> {
     stream: S,
     /// Received bytes that are not parsed yet.
     received: BytesMut,
 }
 
-impl Connection<Stream> {
-    async fn open(settings: &Settings, server: &str) -> Result<Self, String> {
+impl Connection<SinkConnection> {
+    async fn open(settings: &ForwardSettings, server: &str) -> Result<Self, String> {
         let (host, port) = host_and_port(server).ok_or("it is not `host:port`")?;
-        let tcp = TcpStream::connect((host, port)).await.map_err(|error| settings.wire.told(&error))?;
+        let tcp = TcpStream::connect((host, port)).await.map_err(|error| settings.wire.explained(&error))?;
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
         let stream = match &settings.tls {
-            None => Stream::Plain(tcp),
+            None => SinkConnection::Plain(tcp),
             Some(tls) => {
                 let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
                 let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await;
-                Stream::Tls(Box::new(stream.map_err(|error| format!("TLS: {}", settings.wire.told(&error)))?))
+                SinkConnection::Tls(Box::new(
+                    stream.map_err(|error| format!("TLS: {}", settings.wire.explained(&error)))?,
+                ))
             }
         };
         let mut connection = Self { stream, received: BytesMut::new() };
@@ -343,13 +345,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// HELO, PING and PONG: each side shows the other that it knows the key.
-    async fn shake_hands(&mut self, settings: &Settings, key: &Secret) -> Result<(), String> {
+    async fn shake_hands(&mut self, settings: &ForwardSettings, key: &Secret) -> Result<(), String> {
         let helo = self.next_value(settings).await?;
-        let Value::Array(helo) = helo else { return Err("the receiver does not begin with HELO".into()) };
-        if helo.first().and_then(Value::as_bytes) != Some(b"HELO") {
+        let MsgpackValue::Array(helo) = helo else { return Err("the receiver does not begin with HELO".into()) };
+        if helo.first().and_then(MsgpackValue::as_bytes) != Some(b"HELO") {
             return Err("the receiver does not begin with HELO".into());
         }
-        let option = |name| helo.get(1).and_then(|options| options.get(name)).and_then(Value::as_bytes);
+        let option = |name| helo.get(1).and_then(|options| options.get(name)).and_then(MsgpackValue::as_bytes);
         let nonce = option("nonce").ok_or("its HELO has no nonce")?;
         let auth = option("auth").unwrap_or_default();
         let mut salt = [0; SALT_BYTES];
@@ -376,17 +378,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         write_str(&mut ping, &hex_digest(&[&salt, hostname, nonce, key]));
         write_str(&mut ping, username);
         write_str(&mut ping, &password);
-        self.stream.write_all(&ping).await.map_err(|error| settings.wire.told(&error))?;
-        self.stream.flush().await.map_err(|error| settings.wire.told(&error))?;
+        self.stream.write_all(&ping).await.map_err(|error| settings.wire.explained(&error))?;
+        self.stream.flush().await.map_err(|error| settings.wire.explained(&error))?;
 
-        let Value::Array(pong) = self.next_value(settings).await? else {
+        let MsgpackValue::Array(pong) = self.next_value(settings).await? else {
             return Err("its answer to PING is no PONG".into());
         };
-        let text = |at: usize| pong.get(at).and_then(Value::as_bytes).unwrap_or_default();
+        let text = |at: usize| pong.get(at).and_then(MsgpackValue::as_bytes).unwrap_or_default();
         if text(0) != b"PONG" {
             return Err("its answer to PING is no PONG".into());
         }
-        if pong.get(1) != Some(&Value::Bool(true)) {
+        if pong.get(1) != Some(&MsgpackValue::Bool(true)) {
             return Err(format!("the receiver refuses us: {}", excerpt(&String::from_utf8_lossy(text(2)))));
         }
         if text(3) == hostname {
@@ -401,7 +403,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The next value the receiver sends.
-    async fn next_value(&mut self, settings: &Settings) -> Result<Value, String> {
+    async fn next_value(&mut self, settings: &ForwardSettings) -> Result<MsgpackValue, String> {
         loop {
             if let Some(value) = take_value(&mut self.received)? {
                 return Ok(value);
@@ -409,13 +411,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             match self.stream.read_buf(&mut self.received).await {
                 Ok(0) => return Err(settings.wire.remarked(CLOSED)),
                 Ok(_) => {}
-                Err(error) => return Err(settings.wire.told(&error)),
+                Err(error) => return Err(settings.wire.explained(&error)),
             }
         }
     }
 
     /// Sends a frame and reads its acknowledgement.
-    async fn send(&mut self, settings: &Settings, frame: &[u8]) -> Result<(), String> {
+    async fn send(&mut self, settings: &ForwardSettings, frame: &[u8]) -> Result<(), String> {
         let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
         let mut deadline = settings.clock.sleep(settings.ack_timeout);
         let mut sent = 0;
@@ -424,7 +426,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             tokio::select! {
                 written = write_some(&mut writer, frame, &mut sent), if is_writing => {
                     if let Err(error) = written {
-                        return Err(told_of(&mut reader, &mut self.received, &settings.wire, &error).await);
+                        return Err(write_error(&mut reader, &mut self.received, &settings.wire, &error).await);
                     }
                     if sent > frame.len() {
                         if !settings.require_ack {
@@ -437,7 +439,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     match read {
                         Ok(0) => return Err(settings.wire.remarked(CLOSED)),
                         Ok(_) => {}
-                        Err(error) => return Err(settings.wire.told(&error)),
+                        Err(error) => return Err(settings.wire.explained(&error)),
                     }
                     if let Some(value) = take_value(&mut self.received)? {
                         // It may arrive when all is written but the flush has not returned.
@@ -455,15 +457,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
 /// Why a write failed. If the receiver closed the connection, it may have sent the reason before: a TLS 1.3 alert about
 /// a client certificate comes after the handshake, when records are already in flight.
-async fn told_of(
+async fn write_error(
     reader: &mut (impl AsyncRead + Unpin),
     received: &mut BytesMut,
     wire: &Wire,
     error: &io::Error,
 ) -> String {
     match reader.read_buf(received).now_or_never() {
-        Some(Err(said)) if said.kind() == io::ErrorKind::InvalidData => wire.told(&said),
-        _ => wire.told(error),
+        Some(Err(said)) if said.kind() == io::ErrorKind::InvalidData => wire.explained(&said),
+        _ => wire.explained(error),
     }
 }
 
@@ -484,13 +486,13 @@ async fn write_some(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8], sent: 
 }
 
 /// Whether `value` acknowledges the frame with this id.
-fn acknowledged(value: &Value, chunk: Option<&[u8]>) -> Result<(), String> {
+fn acknowledged(value: &MsgpackValue, chunk: Option<&[u8]>) -> Result<(), String> {
     match value {
-        Value::Map(members) if members.is_empty() => Err("the receiver could not deliver the records".into()),
-        Value::Array(items) if items.first().and_then(Value::as_bytes) == Some(b"HELO") => {
+        MsgpackValue::Map(members) if members.is_empty() => Err("the receiver could not deliver the records".into()),
+        MsgpackValue::Array(items) if items.first().and_then(MsgpackValue::as_bytes) == Some(b"HELO") => {
             Err("the receiver asks for a `shared_key`".into())
         }
-        value => match value.get("ack").and_then(Value::as_bytes) {
+        value => match value.get("ack").and_then(MsgpackValue::as_bytes) {
             None => Err("its answer is not an acknowledgement".into()),
             Some(id) if Some(id) == chunk => Ok(()),
             Some(_) => Err("the receiver acknowledged something that was not sent".into()),
@@ -499,7 +501,7 @@ fn acknowledged(value: &Value, chunk: Option<&[u8]>) -> Result<(), String> {
 }
 
 /// Takes a value from the received bytes, if one is complete.
-fn take_value(received: &mut BytesMut) -> Result<Option<Value>, String> {
+fn take_value(received: &mut BytesMut) -> Result<Option<MsgpackValue>, String> {
     if received.is_empty() {
         return Ok(None);
     }
@@ -508,7 +510,7 @@ fn take_value(received: &mut BytesMut) -> Result<Option<Value>, String> {
             let _ = received.split_to(used);
             Ok(Some(value))
         }
-        Err(Unread::Incomplete) if received.len() <= ANSWER_BYTES_MAX => Ok(None),
+        Err(DecodeError::Incomplete) if received.len() <= ANSWER_BYTES_MAX => Ok(None),
         Err(_) => Err("its answer is not of the Forward protocol".into()),
     }
 }

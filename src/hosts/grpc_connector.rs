@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use super::no_answer::Wire;
-use super::stream::Stream;
+use super::stream::SinkConnection;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -34,15 +34,15 @@ pub(crate) struct GrpcConnector {
 /// Why the newest connection broke. HTTP/2 reports to a request only that it was cancelled. Only the connection has the
 /// peer's reason (the alert about a client certificate comes after the handshake).
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Broken(Arc<Mutex<Option<Words>>>);
+pub(crate) struct Broken(Arc<Mutex<Option<BreakReason>>>);
 
 /// Why a connection ended.
 #[derive(Debug)]
-struct Words {
+struct BreakReason {
     /// The text of the system or the library.
     plain: String,
     /// The same with the fault of the certificate, if any, and the remedy.
-    told: String,
+    explained: String,
 }
 
 /// hyper's error for a request whose connection broke.
@@ -52,12 +52,12 @@ impl Broken {
     /// The reason for a request that failed with `words`: that of the connection if it broke.
     pub(crate) fn instead_of(&self, words: String) -> String {
         match &*self.lock() {
-            Some(known) if words.contains(CANCELLED) || words.contains(&known.plain) => known.told.clone(),
+            Some(known) if words.contains(CANCELLED) || words.contains(&known.plain) => known.explained.clone(),
             _ => words,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Words>> {
+    fn lock(&self) -> MutexGuard<'_, Option<BreakReason>> {
         self.0.lock()
     }
 }
@@ -89,7 +89,7 @@ impl GrpcConnector {
 }
 
 impl Service<Uri> for GrpcConnector {
-    type Response = TokioIo<Watched>;
+    type Response = TokioIo<WatchedConnection>;
     type Error = Error;
     type Future = BoxFuture<'static, Result<Self::Response, Error>>;
 
@@ -101,43 +101,43 @@ impl Service<Uri> for GrpcConnector {
         let (connecting, tls) = (self.tcp.call(to), self.tls.clone());
         *self.broken.lock() = None;
         let (wire, broken) = (self.wire.clone(), self.broken.clone());
-        let watched = move |stream| TokioIo::new(Watched { stream, wire, broken });
+        let watched = move |stream| TokioIo::new(WatchedConnection { stream, wire, broken });
         Box::pin(async move {
             let tcp = connecting.await?.into_inner();
-            let Some((connector, name)) = tls else { return Ok(watched(Stream::Plain(tcp))) };
+            let Some((connector, name)) = tls else { return Ok(watched(SinkConnection::Plain(tcp))) };
             let stream = connector.connect(name, tcp).await?;
             if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
                 return Err("the receiver speaks TLS there, and no HTTP/2 inside it, which gRPC needs".into());
             }
-            Ok(watched(Stream::Tls(Box::new(stream))))
+            Ok(watched(SinkConnection::Tls(Box::new(stream))))
         })
     }
 }
 
 /// A connection that records why it breaks.
-pub(crate) struct Watched {
-    stream: Stream,
+pub(crate) struct WatchedConnection {
+    stream: SinkConnection,
     wire: Wire,
     broken: Broken,
 }
 
-impl Watched {
+impl WatchedConnection {
     fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &polled {
-            *self.broken.lock() = Some(Words { plain: error.to_string(), told: self.wire.told(error) });
+            *self.broken.lock() = Some(BreakReason { plain: error.to_string(), explained: self.wire.explained(error) });
         }
         polled
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for WatchedConnection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.noted(polled)
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for WatchedConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.noted(polled)

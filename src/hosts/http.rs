@@ -17,7 +17,7 @@ use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use url::Url;
 
 use super::answers::of_status;
-use super::net::{Identity, NetSinkError, Presented, http_client, read_answer};
+use super::net::{NetSinkError, Presented, SenderIdentity, http_client, read_answer};
 use super::no_answer::Wire;
 use super::requests::{Exchange, Requests};
 use crate::clock::Clock;
@@ -44,7 +44,7 @@ pub fn sink(config: &HttpConfig, clock: Arc<dyn Clock>) -> Result<impl Sink + us
         uri: config.uri.clone(),
         encoding: config.encoding,
         compression: config.compression,
-        identity: Identity::new(&config.credentials),
+        identity: SenderIdentity::new(&config.credentials),
         timeout: Duration::from_secs(config.requests.timeout_secs),
         clock,
     };
@@ -57,7 +57,7 @@ struct Post {
     uri: Url,
     encoding: HttpEncoding,
     compression: HttpCompression,
-    identity: Identity,
+    identity: SenderIdentity,
     timeout: Duration,
     clock: Arc<dyn Clock>,
 }
@@ -125,7 +125,7 @@ impl Post {
 /// The result of a request without an answer. A request that was not sent was not accepted; for others that is unknown.
 pub(crate) fn no_answer(error: reqwest::Error, wire: &Wire) -> Written {
     let is_connect = error.is_connect();
-    let why = format!("no answer: {}", wire.told(&error.without_url()));
+    let why = format!("no answer: {}", wire.explained(&error.without_url()));
     if is_connect { Written::refused(why) } else { Written::Unclear(why) }
 }
 

@@ -286,7 +286,7 @@ mod tests {
         }
     }
 
-    fn told(json: &str) -> Result<String, NotAnObject> {
+    fn visited(json: &str) -> Result<String, NotAnObject> {
         let mut tale = Tale::default();
         walk(json.as_bytes(), &mut tale)?;
         Ok(tale.0.trim_end().to_owned())
@@ -296,7 +296,7 @@ mod tests {
     fn every_kind_of_value_is_told_with_its_type() {
         let json = r#" {"a":[1,-2,1.5,18446744073709551615,123456789012345678901,1e400],"b":{"c":null,"d":[],"e":{}},"f":true,"\u00e9":"x\n\ud800"} "#;
         expect_test::expect![[r#"{ "a": [ Int(1) Int(-2) Float(1.5) UInt(18446744073709551615) Text("123456789012345678901") Text("1e400") ] "b": { "c": null "d": [ ] "e": { } } "f": true "é": "x\n�" }"#]]
-        .assert_eq(&told(json).unwrap());
+        .assert_eq(&visited(json).unwrap());
     }
 
     #[test]
@@ -319,7 +319,7 @@ mod tests {
             "{\"a\":1 2}",
             "{a:1}",
         ] {
-            assert!(told(bad).is_err(), "{bad}");
+            assert!(visited(bad).is_err(), "{bad}");
         }
         assert!(walk(b"{\"\xff\":1}", &mut Tale::default()).is_err());
     }
@@ -328,10 +328,10 @@ mod tests {
     fn what_is_nested_too_deep_comes_as_its_text() {
         let levels = 100_000;
         let json = format!("{{\"a\":{}\"]\"{}}}", "[".repeat(levels), "]".repeat(levels));
-        let told = told(&json).unwrap();
-        assert_eq!(told.matches("[ ").count(), DEPTH_MAX - 1);
-        assert!(told.contains("\"[[["));
+        let visited = visited(&json).unwrap();
+        assert_eq!(visited.matches("[ ").count(), DEPTH_MAX - 1);
+        assert!(visited.contains("\"[[["));
         let open = format!("{{\"a\":{}", "[".repeat(levels));
-        assert!(self::told(&open).is_err());
+        assert!(self::visited(&open).is_err());
     }
 }

@@ -27,7 +27,7 @@ use url::Url;
 
 use super::answers::Meaning;
 use super::kafka_key::key_of;
-use super::net::{CONNECT_TIMEOUT, Kept, NetSinkError, tls_config};
+use super::net::{CONNECT_TIMEOUT, NetSinkError, StoredSecret, tls_config};
 use crate::api::tls::trusted_pem;
 use crate::clock::Clock;
 use crate::config::Secret;
@@ -59,7 +59,7 @@ impl KafkaSink {
             // The TLS that is spoken is OpenSSL's: this finds what is wrong with the files, as for every sink.
             tls_config(&config.tls_files, &to, &clock)?;
         }
-        let password = Kept::of(config.password.as_ref(), config.password_file.as_deref());
+        let password = StoredSecret::of(config.password.as_ref(), config.password_file.as_deref());
         Ok(Self(Arc::new(Shared {
             topic: config.topic.clone(),
             key: config.key,
@@ -146,7 +146,7 @@ struct Shared {
     key: KafkaKey,
     timeout: Duration,
     config: KafkaConfig,
-    password: Kept,
+    password: StoredSecret,
     clock: Arc<dyn Clock>,
     producer: Mutex<Option<Arc<Live>>>,
     /// Messages without an answer, and those that were taken while others of their batch were not; by the place of the

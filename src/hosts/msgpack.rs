@@ -10,8 +10,8 @@ use crate::model::Timestamp;
 /// Turns JSON objects into maps. Reuse one encoder, since it keeps its scratch space.
 #[derive(Debug, Default)]
 pub(crate) struct Encoder {
-    open: Vec<Open>,
-    entries: Vec<Entry>,
+    open: Vec<OpenContainer>,
+    entries: Vec<MemberSpan>,
     by_hash: Vec<(u64, usize)>,
     time_elsewhere: Option<Timestamp>,
 }
@@ -21,7 +21,7 @@ const TIME_KEY: &str = "timestamp";
 
 /// An object or array that is not complete yet.
 #[derive(Debug, Clone, Copy)]
-struct Open {
+struct OpenContainer {
     /// The offset of its header in the output, where one byte is reserved.
     head: usize,
     /// Where its entries begin among all entries; arrays have none.
@@ -33,7 +33,7 @@ struct Open {
 
 /// A member of an object that is not complete yet.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct MemberSpan {
     start: usize,
     key_end: usize,
     hash: u64,
@@ -69,7 +69,7 @@ impl Encoder {
         if u32::try_from(json.len()).is_err() {
             return Err(NotAnObject);
         }
-        let walked = walk(json, &mut Writer { encoder: self, out });
+        let walked = walk(json, &mut MapWriter { encoder: self, out });
         if walked.is_err() {
             out.truncate(start);
         }
@@ -77,12 +77,12 @@ impl Encoder {
     }
 }
 
-struct Writer<'a> {
+struct MapWriter<'a> {
     encoder: &'a mut Encoder,
     out: &'a mut Vec<u8>,
 }
 
-impl Writer<'_> {
+impl MapWriter<'_> {
     /// An element of an array is counted when it begins, a member of an object at its key.
     fn element(&mut self) {
         if let Some(open) = self.encoder.open.last_mut().filter(|open| !open.is_map) {
@@ -92,7 +92,7 @@ impl Writer<'_> {
 
     fn begin(&mut self, is_map: bool) {
         self.element();
-        let open = Open { head: self.out.len(), entries: self.encoder.entries.len(), count: 0, is_map };
+        let open = OpenContainer { head: self.out.len(), entries: self.encoder.entries.len(), count: 0, is_map };
         self.encoder.open.push(open);
         self.out.push(0);
     }
@@ -117,7 +117,7 @@ impl Writer<'_> {
 
     /// Removes all but the last of the members of one name, and the record's own time if the entry has it; returns how
     /// many are left.
-    fn drop_members(&mut self, open: &Open) -> usize {
+    fn drop_members(&mut self, open: &OpenContainer) -> usize {
         let Encoder { entries, by_hash, open: outer, time_elsewhere } = &mut *self.encoder;
         let entries = entries.get(open.entries..).unwrap_or_default();
         by_hash.clear();
@@ -144,7 +144,7 @@ impl Writer<'_> {
             for (i, entry) in entries.iter().enumerate() {
                 let next = entries.get(i + 1).map_or(end, |next| next.start);
                 let text = |bytes: Option<&[u8]>| match bytes.and_then(|bytes| read_value(bytes).ok()) {
-                    Some((Value::Bytes(text), _)) => String::from_utf8(text).ok(),
+                    Some((MsgpackValue::Bytes(text), _)) => String::from_utf8(text).ok(),
                     _ => None,
                 };
                 let is_time = text(out.get(entry.start..entry.key_end)).is_some_and(|key| key == TIME_KEY)
@@ -169,7 +169,7 @@ impl Writer<'_> {
     }
 }
 
-impl Visit for Writer<'_> {
+impl Visit for MapWriter<'_> {
     fn begin_object(&mut self) {
         self.begin(true);
     }
@@ -180,7 +180,7 @@ impl Visit for Writer<'_> {
         // FNV-1a: only a hint; names with equal hashes are compared.
         let hash =
             key.bytes().fold(0xCBF2_9CE4_8422_2325, |hash: u64, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
-        self.encoder.entries.push(Entry { start, key_end: self.out.len(), hash });
+        self.encoder.entries.push(MemberSpan { start, key_end: self.out.len(), hash });
     }
 
     fn end_object(&mut self) {
@@ -334,7 +334,7 @@ fn is_event_time(time: Timestamp) -> bool {
 
 /// A value that a receiver sends.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
+pub(crate) enum MsgpackValue {
     /// `nil`, numbers, extensions: not used in Forward answers.
     Other,
     /// A boolean.
@@ -342,12 +342,12 @@ pub(crate) enum Value {
     /// A string or byte string: receivers send either for the same thing.
     Bytes(Vec<u8>),
     /// An array.
-    Array(Vec<Value>),
+    Array(Vec<MsgpackValue>),
     /// A map, in the order sent.
-    Map(Vec<(Value, Value)>),
+    Map(Vec<(MsgpackValue, MsgpackValue)>),
 }
 
-impl Value {
+impl MsgpackValue {
     /// The text of a string.
     pub(crate) fn as_bytes(&self) -> Option<&[u8]> {
         match self {
@@ -357,7 +357,7 @@ impl Value {
     }
 
     /// The value under `key` of a map.
-    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&MsgpackValue> {
         match self {
             Self::Map(members) => {
                 members.iter().find(|(k, _)| k.as_bytes() == Some(key.as_bytes())).map(|(_, value)| value)
@@ -369,7 +369,7 @@ impl Value {
 
 /// Why no value could be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unread {
+pub(crate) enum DecodeError {
     /// It is incomplete.
     Incomplete,
     /// It is not a value, or is nested deeper than any answer.
@@ -382,44 +382,44 @@ const ANSWER_DEPTH_MAX: usize = 8;
 /// The value at the start of `bytes` and how many of them it takes. The caller bounds `bytes`.
 ///
 /// # Errors
-/// See [`Unread`].
-pub(crate) fn read_value(bytes: &[u8]) -> Result<(Value, usize), Unread> {
-    let mut reader = Reader { bytes, at: 0 };
+/// See [`DecodeError`].
+pub(crate) fn read_value(bytes: &[u8]) -> Result<(MsgpackValue, usize), DecodeError> {
+    let mut reader = Decoder { bytes, at: 0 };
     let value = reader.value(0)?;
     Ok((value, reader.at))
 }
 
-struct Reader<'a> {
+struct Decoder<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Unread> {
-        let end = self.at.checked_add(length).ok_or(Unread::Malformed)?;
-        let taken = self.bytes.get(self.at..end).ok_or(Unread::Incomplete)?;
+impl<'a> Decoder<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
+        let end = self.at.checked_add(length).ok_or(DecodeError::Malformed)?;
+        let taken = self.bytes.get(self.at..end).ok_or(DecodeError::Incomplete)?;
         self.at = end;
         Ok(taken)
     }
 
-    fn length(&mut self, bytes: usize) -> Result<usize, Unread> {
+    fn length(&mut self, bytes: usize) -> Result<usize, DecodeError> {
         Ok(self.take(bytes)?.iter().fold(0, |sum, b| (sum << 8) | usize::from(*b)))
     }
 
-    fn value(&mut self, depth: usize) -> Result<Value, Unread> {
+    fn value(&mut self, depth: usize) -> Result<MsgpackValue, DecodeError> {
         if depth > ANSWER_DEPTH_MAX {
-            return Err(Unread::Malformed);
+            return Err(DecodeError::Malformed);
         }
-        let tag = self.take(1)?.first().copied().ok_or(Unread::Incomplete)?;
-        let other = |reader: &mut Self, length| reader.take(length).map(|_| Value::Other);
+        let tag = self.take(1)?.first().copied().ok_or(DecodeError::Incomplete)?;
+        let other = |reader: &mut Self, length| reader.take(length).map(|_| MsgpackValue::Other);
         match tag {
             0x80..=0x8F => self.map(usize::from(tag & 0x0F), depth),
             0x90..=0x9F => self.array(usize::from(tag & 0x0F), depth),
             0xA0..=0xBF => self.bytes(usize::from(tag & 0x1F)),
-            0xC0 | 0x00..=0x7F | 0xE0..=0xFF => Ok(Value::Other),
-            0xC1 => Err(Unread::Malformed),
-            0xC2 => Ok(Value::Bool(false)),
-            0xC3 => Ok(Value::Bool(true)),
+            0xC0 | 0x00..=0x7F | 0xE0..=0xFF => Ok(MsgpackValue::Other),
+            0xC1 => Err(DecodeError::Malformed),
+            0xC2 => Ok(MsgpackValue::Bool(false)),
+            0xC3 => Ok(MsgpackValue::Bool(true)),
             0xC4 | 0xD9 => self.length(1).and_then(|n| self.bytes(n)),
             0xC5 | 0xDA => self.length(2).and_then(|n| self.bytes(n)),
             0xC6 | 0xDB => self.length(4).and_then(|n| self.bytes(n)),
@@ -442,25 +442,25 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn bytes(&mut self, length: usize) -> Result<Value, Unread> {
-        Ok(Value::Bytes(self.take(length)?.to_vec()))
+    fn bytes(&mut self, length: usize) -> Result<MsgpackValue, DecodeError> {
+        Ok(MsgpackValue::Bytes(self.take(length)?.to_vec()))
     }
 
     // Not allocated by the announced length, which may be wrong.
-    fn array(&mut self, length: usize, depth: usize) -> Result<Value, Unread> {
+    fn array(&mut self, length: usize, depth: usize) -> Result<MsgpackValue, DecodeError> {
         let mut items = Vec::new();
         for _ in 0..length {
             items.push(self.value(depth + 1)?);
         }
-        Ok(Value::Array(items))
+        Ok(MsgpackValue::Array(items))
     }
 
-    fn map(&mut self, length: usize, depth: usize) -> Result<Value, Unread> {
+    fn map(&mut self, length: usize, depth: usize) -> Result<MsgpackValue, DecodeError> {
         let mut members = Vec::new();
         for _ in 0..length {
             members.push((self.value(depth + 1)?, self.value(depth + 1)?));
         }
-        Ok(Value::Map(members))
+        Ok(MsgpackValue::Map(members))
     }
 }
 
@@ -594,7 +594,7 @@ mod tests {
             write_bin_header(&mut bin, n);
             bin.resize(bin.len() + n, 7);
             assert_eq!(rmpv::decode::read_value(&mut &bin[..]).unwrap(), rmpv::Value::Binary(vec![7; n]));
-            assert_eq!(read_value(&bin).unwrap(), (Value::Bytes(vec![7; n]), bin.len()));
+            assert_eq!(read_value(&bin).unwrap(), (MsgpackValue::Bytes(vec![7; n]), bin.len()));
         }
     }
 
@@ -618,12 +618,12 @@ mod tests {
         write_str(&mut answer, "ack");
         write_str(&mut answer, &"x".repeat(40));
         for cut in 0..answer.len() {
-            assert_eq!(read_value(&answer[..cut]), Err(Unread::Incomplete));
+            assert_eq!(read_value(&answer[..cut]), Err(DecodeError::Incomplete));
         }
         let (value, used) = read_value(&answer).unwrap();
         assert_eq!(used, answer.len());
-        assert_eq!(value.get("ack").and_then(Value::as_bytes), Some("x".repeat(40).as_bytes()));
-        assert_eq!(read_value(&[0x91; 100]), Err(Unread::Malformed));
-        assert_eq!(read_value(&[0xDD, 0xFF, 0xFF, 0xFF, 0xFF]), Err(Unread::Incomplete));
+        assert_eq!(value.get("ack").and_then(MsgpackValue::as_bytes), Some("x".repeat(40).as_bytes()));
+        assert_eq!(read_value(&[0x91; 100]), Err(DecodeError::Malformed));
+        assert_eq!(read_value(&[0xDD, 0xFF, 0xFF, 0xFF, 0xFF]), Err(DecodeError::Incomplete));
     }
 }

@@ -11,7 +11,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::client_certificate::{ClientCertificate, Files, Unusable};
+use super::client_certificate::{ClientCertificate, ClientCertificateFiles, Unusable};
 use super::no_answer::Wire;
 use crate::api::tls::tls;
 use crate::auth::SecretText;
@@ -125,9 +125,9 @@ fn server_side(files: &TlsFiles, to: &Url) -> Result<rustls::ClientConfig, NetSi
     tls(ca.as_deref(), to).map_err(|why| NetSinkError::Tls { to: shown(to), why })
 }
 
-fn client_files(files: &TlsFiles) -> Option<Files> {
+fn client_files(files: &TlsFiles) -> Option<ClientCertificateFiles> {
     let certificate = files.client_certificate_file.clone()?;
-    Some(Files { certificate, key: files.client_key_file.clone() })
+    Some(ClientCertificateFiles { certificate, key: files.client_key_file.clone() })
 }
 
 /// A client that follows no redirect and repeats nothing by itself.
@@ -162,22 +162,22 @@ pub(crate) fn shown(url: &Url) -> String {
 
 /// The headers that an operator configured, and those that identify the sender.
 #[derive(Debug)]
-pub(crate) struct Identity {
+pub(crate) struct SenderIdentity {
     headers: BTreeMap<String, Secret>,
     username: Option<String>,
-    password: Kept,
-    token: Kept,
+    password: StoredSecret,
+    token: StoredSecret,
 }
 
 /// A secret, or the file that holds it.
 #[derive(Debug)]
-pub(crate) enum Kept {
+pub(crate) enum StoredSecret {
     None,
     Here(Secret),
     File(PathBuf),
 }
 
-impl Kept {
+impl StoredSecret {
     pub(crate) fn of(secret: Option<&Secret>, file: Option<&Path>) -> Self {
         match (secret, file) {
             (Some(secret), _) => Self::Here(secret.clone()),
@@ -215,13 +215,13 @@ impl Presented {
     }
 }
 
-impl Identity {
+impl SenderIdentity {
     pub(crate) fn new(credentials: &RequestCredentials) -> Self {
         Self {
             headers: credentials.headers.clone(),
             username: credentials.username.clone(),
-            password: Kept::of(credentials.password.as_ref(), credentials.password_file.as_deref()),
-            token: Kept::of(credentials.bearer_token.as_ref(), credentials.bearer_token_file.as_deref()),
+            password: StoredSecret::of(credentials.password.as_ref(), credentials.password_file.as_deref()),
+            token: StoredSecret::of(credentials.bearer_token.as_ref(), credentials.bearer_token_file.as_deref()),
         }
     }
 
@@ -299,7 +299,7 @@ mod tests {
             password: Some(Secret::new("hunter2")),
             ..RequestCredentials::default()
         };
-        let identity = Identity::new(&credentials);
+        let identity = SenderIdentity::new(&credentials);
         let presented = identity.present().unwrap();
         assert_eq!(presented.headers[AUTHORIZATION], "Basic bWU6aHVudGVyMg==");
         assert_eq!(presented.headers["x-key"], "k3y-value");

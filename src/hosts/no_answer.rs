@@ -28,12 +28,16 @@ impl Wire {
     }
 
     /// The error with its causes and, where there is one, the remedy.
-    pub(crate) fn told(&self, error: &(dyn Error + 'static)) -> String {
-        self.told_through(error, str::to_owned)
+    pub(crate) fn explained(&self, error: &(dyn Error + 'static)) -> String {
+        self.explained_through(error, str::to_owned)
     }
 
-    /// As [`Wire::told`], with the receiver's own text in it cleaned by `shown`.
-    pub(crate) fn told_through(&self, error: &(dyn Error + 'static), shown: impl FnOnce(&str) -> String) -> String {
+    /// As [`Wire::explained`], with the receiver's own text in it cleaned by `shown`.
+    pub(crate) fn explained_through(
+        &self,
+        error: &(dyn Error + 'static),
+        shown: impl FnOnce(&str) -> String,
+    ) -> String {
         let chain = error_chain(error);
         let hint = tls_error(error).and_then(|error| self.hint(error)).or_else(|| self.hint_of_words(&chain));
         let chain = self.remarked(&shown(&chain));

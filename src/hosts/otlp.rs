@@ -31,7 +31,7 @@ use super::answers::{Meaning, of_code, of_status};
 use super::grpc_connector::GrpcConnector;
 use super::http::{gzip_after, no_answer, no_answer_within, said};
 use super::net::{
-    AnswerBody, CONNECT_TIMEOUT, Identity, NetSinkError, Presented, http_client, read_answer, shown, tls_config,
+    AnswerBody, CONNECT_TIMEOUT, NetSinkError, Presented, SenderIdentity, http_client, read_answer, shown, tls_config,
 };
 use super::no_answer::Wire;
 use super::otlp_message;
@@ -76,11 +76,11 @@ pub fn sink(config: &OtlpConfig, clock: Arc<dyn Clock>) -> Result<impl Sink + us
             (Transport::Http(client, url), wire)
         }
     };
-    let export = Export {
+    let export = OtlpExchange {
         transport,
         wire,
         gzip: config.compression == OtlpCompression::Gzip,
-        identity: Identity::new(&config.credentials),
+        identity: SenderIdentity::new(&config.credentials),
         timeout: Duration::from_secs(config.requests.timeout_secs),
         clock,
     };
@@ -152,17 +152,17 @@ impl GrpcTransport {
     }
 }
 
-struct Export {
+struct OtlpExchange {
     transport: Transport,
     wire: Wire,
     gzip: bool,
-    identity: Identity,
+    identity: SenderIdentity,
     timeout: Duration,
     clock: Arc<dyn Clock>,
 }
 
 #[async_trait]
-impl Exchange for Export {
+impl Exchange for OtlpExchange {
     fn pack(&self, batches: &[Batch]) -> Result<Bytes, String> {
         let before = match &self.transport {
             Transport::Grpc(_) => GRPC_HEAD_BYTES,
@@ -207,7 +207,7 @@ impl Exchange for Export {
     }
 }
 
-impl Export {
+impl OtlpExchange {
     async fn post(&self, client: &reqwest::Client, url: Url, body: Bytes, presented: &Presented) -> Written {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
@@ -233,7 +233,7 @@ impl Export {
     /// `Err`: the result of a request without an answer.
     async fn call(&self, mut channel: Channel, body: Bytes, presented: &Presented) -> Result<Written, Written> {
         if let Err(error) = std::future::poll_fn(|cx| GrpcService::<Body>::poll_ready(&mut channel, cx)).await {
-            return Err(Written::refused(format!("no connection: {}", self.wire.told(&error))));
+            return Err(Written::refused(format!("no connection: {}", self.wire.explained(&error))));
         }
         let mut request = http::Request::new(Body::new(Full::new(body)));
         *request.method_mut() = http::Method::POST;
@@ -261,17 +261,17 @@ impl Export {
     }
 }
 
-impl Export {
+impl OtlpExchange {
     /// The result of a request without an answer, with the reason.
     fn unanswered(&self, status: &Status, cause: &(dyn std::error::Error + 'static), presented: &Presented) -> Written {
         // The outermost is tonic's generic error.
         let cause = cause.source().filter(|_| cause.is::<tonic::transport::Error>()).unwrap_or(cause);
-        let told = self.wire.told_through(cause, |chain| presented.shown(chain));
-        let told = match &self.transport {
-            Transport::Grpc(grpc) => grpc.connector.broken().instead_of(told),
-            Transport::Http(..) => told,
+        let explained = self.wire.explained_through(cause, |chain| presented.shown(chain));
+        let explained = match &self.transport {
+            Transport::Grpc(grpc) => grpc.connector.broken().instead_of(explained),
+            Transport::Http(..) => explained,
         };
-        let why = format!("no answer: {told}");
+        let why = format!("no answer: {explained}");
         if status.code() == Code::Unavailable { Written::refused(why) } else { Written::Unclear(why) }
     }
 }
@@ -286,7 +286,7 @@ async fn response(answer: Result<http::Response<Body>, tonic::transport::Error>)
     let gzip = answer.headers().get(GRPC_ENCODING).is_some_and(|encoding| encoding == "gzip");
     let encoding = gzip.then_some(CompressionEncoding::Gzip);
     let (status, body) = (answer.status(), answer.into_body());
-    let mut messages = Streaming::new_response(Raw, body, status, encoding, None);
+    let mut messages = Streaming::new_response(RawCodec, body, status, encoding, None);
     let message = messages.message().await?;
     // The status is in the trailers.
     messages.trailers().await?;
@@ -377,9 +377,9 @@ fn retry_delay(status: &Status) -> Option<Duration> {
 
 /// Messages that stay bytes.
 #[derive(Debug, Clone, Copy)]
-struct Raw;
+struct RawCodec;
 
-impl Decoder for Raw {
+impl Decoder for RawCodec {
     type Item = Bytes;
     type Error = Status;
 
@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_wait_in_the_details_is_the_receivers_own_word() {
-        let presented = Identity::new(&RequestCredentials::default()).present().unwrap();
+        let presented = SenderIdentity::new(&RequestCredentials::default()).present().unwrap();
         let info = RetryInfo { retry_delay: Some(RpcDuration { seconds: 3, nanos: 500_000_000 }) };
         let any = RpcAny { type_url: "type.googleapis.com/google.rpc.RetryInfo".into(), value: info.encode_to_vec() };
         let details = RpcStatus { code: 8, message: String::new(), details: vec![any] }.encode_to_vec();

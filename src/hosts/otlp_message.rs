@@ -63,7 +63,7 @@ pub(super) fn encode(batches: &[Batch], observed: Timestamp, before: usize) -> R
     let observed = unix_nanos(observed);
     let json: usize = batches.iter().map(|batch| batch.ndjson().len()).sum();
     let room = before + HEAD_BYTES_MAX;
-    let mut writer = Writer::new(room + json + json / 4);
+    let mut writer = MessageWriter::new(room + json + json / 4);
     writer.out.resize(room, 0);
     for batch in batches {
         for record in batch.records() {
@@ -219,10 +219,10 @@ fn take_counted(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// A key and its `AnyValue`.
-type Pair<'a> = (&'a [u8], &'a [u8]);
+type KeyAndValue<'a> = (&'a [u8], &'a [u8]);
 
 /// The first `KeyValue` of a list that this module wrote, and the rest of the list.
-fn take_member(list: &[u8]) -> Option<(Pair<'_>, &[u8])> {
+fn take_member(list: &[u8]) -> Option<(KeyAndValue<'_>, &[u8])> {
     let (member, rest) = take_counted(list.strip_prefix(&[tag::LIST_VALUES])?)?;
     let (key, value) = match member.strip_prefix(&[tag::KEY]) {
         Some(key) => take_counted(key)?,
@@ -233,7 +233,7 @@ fn take_member(list: &[u8]) -> Option<(Pair<'_>, &[u8])> {
 }
 
 /// The members of a list that this module wrote.
-fn members(mut list: &[u8]) -> impl Iterator<Item = Pair<'_>> {
+fn members(mut list: &[u8]) -> impl Iterator<Item = KeyAndValue<'_>> {
     std::iter::from_fn(move || {
         let (member, rest) = take_member(list)?;
         list = rest;
@@ -243,7 +243,7 @@ fn members(mut list: &[u8]) -> impl Iterator<Item = Pair<'_>> {
 
 /// The values of attributes, as `AnyValue`s.
 #[derive(Default)]
-struct Known<'a> {
+struct AttributeValues<'a> {
     event_type: Option<&'a [u8]>,
     /// The id in each format: native, raw, ECS, OCSF.
     ids: [Option<&'a [u8]>; 4],
@@ -254,7 +254,7 @@ struct Known<'a> {
 const ATTRIBUTES: [&str; 7] =
     ["m365.operation", "m365.workload", "user.id", "user.name", "client.address", "client.port", "user_agent.original"];
 
-impl<'a> Known<'a> {
+impl<'a> AttributeValues<'a> {
     fn of(body: &'a [u8]) -> Self {
         let mut known = Self::default();
         for (key, any) in members(body) {
@@ -300,13 +300,13 @@ fn is_attribute(any: &[u8]) -> bool {
 
 // ------------------------------------------------------------------------------------------ the writer
 
-struct Writer {
+struct MessageWriter {
     out: Vec<u8>,
-    open: Vec<Open>,
+    open: Vec<OpenMessage>,
     /// The name of the member whose value is awaited.
     key: String,
     /// Of the maps that are open, innermost last.
-    members: Vec<Member>,
+    members: Vec<MemberRange>,
     /// To find a name twice.
     sorted: Vec<(u64, usize)>,
     hasher: RandomState,
@@ -315,36 +315,36 @@ struct Writer {
 }
 
 /// A map or an array that has begun.
-struct Open {
-    place: Place,
+struct OpenMessage {
+    place: ValueOwner,
     /// Where its container begins.
     start: usize,
     /// Where its own content begins.
     content: usize,
     list: u8,
-    /// The first of its [`Writer::members`].
+    /// The first of its [`MessageWriter::members`].
     first_member: usize,
 }
 
 /// The container of an `AnyValue`.
 #[derive(Clone, Copy)]
-enum Place {
+enum ValueOwner {
     Body,
     Member,
     Element,
 }
 
-impl Place {
+impl ValueOwner {
     const fn tag(self) -> u8 {
         match self {
-            Place::Body => tag::RECORD_BODY,
-            Place::Member => tag::VALUE,
-            Place::Element => tag::LIST_VALUES,
+            ValueOwner::Body => tag::RECORD_BODY,
+            ValueOwner::Member => tag::VALUE,
+            ValueOwner::Element => tag::LIST_VALUES,
         }
     }
 }
 
-struct Member {
+struct MemberRange {
     hash: u64,
     start: usize,
 }
@@ -359,7 +359,7 @@ fn two_bytes(n: usize) -> [u8; 2] {
     [n as u8 | 0x80, (n >> 7) as u8]
 }
 
-impl Writer {
+impl MessageWriter {
     fn new(capacity: usize) -> Self {
         Self {
             out: Vec::with_capacity(capacity),
@@ -405,7 +405,7 @@ impl Writer {
     fn attributes(&mut self, batch: &Batch, body: usize) {
         let any = self.out.get(body + 1..).and_then(take_counted);
         let list = any.and_then(|(any, _)| take_counted(any.strip_prefix(&[tag::ANY_KVLIST])?));
-        let known = list.map_or_else(Known::default, |(list, _)| Known::of(list));
+        let known = list.map_or_else(AttributeValues::default, |(list, _)| AttributeValues::of(list));
         let mut put = |key, value| put_member(&mut self.attributes, tag::RECORD_ATTRIBUTES, key, value);
         put("m365.tenant_id", Scalar::Text(batch.tenant.as_str()));
         put("m365.content_type", Scalar::Text(batch.content_type.as_str()));
@@ -424,17 +424,17 @@ impl Writer {
         self.out.append(&mut self.attributes);
     }
 
-    fn place(&self) -> Place {
+    fn place(&self) -> ValueOwner {
         match self.open.last() {
-            None => Place::Body,
-            Some(Open { list: tag::ANY_KVLIST, .. }) => Place::Member,
-            Some(_) => Place::Element,
+            None => ValueOwner::Body,
+            Some(OpenMessage { list: tag::ANY_KVLIST, .. }) => ValueOwner::Member,
+            Some(_) => ValueOwner::Element,
         }
     }
 
     fn scalar(&mut self, value: Scalar<'_>) {
         match self.place() {
-            Place::Member => put_member(&mut self.out, tag::LIST_VALUES, &self.key, value),
+            ValueOwner::Member => put_member(&mut self.out, tag::LIST_VALUES, &self.key, value),
             place => {
                 put_head(&mut self.out, place.tag(), value.len());
                 value.put(&mut self.out);
@@ -444,7 +444,7 @@ impl Writer {
 
     fn begin(&mut self, list: u8) {
         let (place, start) = (self.place(), self.out.len());
-        if matches!(place, Place::Member) {
+        if matches!(place, ValueOwner::Member) {
             self.out.push(tag::LIST_VALUES);
             self.out.extend_from_slice(&LATER);
             put_text(&mut self.out, tag::KEY, &self.key);
@@ -454,11 +454,11 @@ impl Writer {
             self.out.extend_from_slice(&LATER);
         }
         let (content, first_member) = (self.out.len(), self.members.len());
-        self.open.push(Open { place, start, content, list, first_member });
+        self.open.push(OpenMessage { place, start, content, list, first_member });
     }
 
     fn end(&mut self) {
-        let Some(Open { place, start, content, list: list_tag, first_member }) = self.open.pop() else { return };
+        let Some(OpenMessage { place, start, content, list: list_tag, first_member }) = self.open.pop() else { return };
         self.keep_last(first_member);
         self.members.truncate(first_member);
         let list = self.out.len() - content;
@@ -466,8 +466,8 @@ impl Writer {
         let any_head = content - 2 * (1 + LATER.len());
         let key_start = start + 1 + LATER.len();
         let member = match place {
-            Place::Member => Some(any_head - key_start + 1 + varint_len(any) + any),
-            Place::Body | Place::Element => None,
+            ValueOwner::Member => Some(any_head - key_start + 1 + varint_len(any) + any),
+            ValueOwner::Body | ValueOwner::Element => None,
         };
         if TWO_BYTES.contains(&list) && TWO_BYTES.contains(&any) && member.is_none_or(|n| TWO_BYTES.contains(&n)) {
             self.out[any_head + 1..any_head + 3].copy_from_slice(&two_bytes(any));
@@ -521,13 +521,13 @@ impl Writer {
     }
 }
 
-impl Visit for Writer {
+impl Visit for MessageWriter {
     fn begin_object(&mut self) {
         self.begin(tag::ANY_KVLIST);
     }
 
     fn key(&mut self, name: &str) {
-        self.members.push(Member { hash: self.hasher.hash_one(name), start: self.out.len() });
+        self.members.push(MemberRange { hash: self.hasher.hash_one(name), start: self.out.len() });
         self.key.clear();
         self.key.push_str(name);
     }

@@ -140,14 +140,14 @@ pub(crate) mod tests {
     }
 
     /// Scripted answers to the first requests; records how often one was made, and the bytes sent.
-    struct Script {
+    struct ScriptedExchange {
         answers: Mutex<Vec<Written>>,
         packed: Mutex<usize>,
         sent: Mutex<Vec<Bytes>>,
     }
 
     #[async_trait]
-    impl Exchange for Arc<Script> {
+    impl Exchange for Arc<ScriptedExchange> {
         fn pack(&self, batches: &[Batch]) -> Result<Bytes, String> {
             let mut packed = self.packed.lock();
             *packed += 1;
@@ -163,7 +163,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn what_is_sent_again_is_what_was_sent_whichever_lane_sends_it() {
         for refused in [Written::refused("busy"), Written::Unclear("?".into()), Written::Misconfigured("who?".into())] {
-            let script = Arc::new(Script {
+            let script = Arc::new(ScriptedExchange {
                 answers: Mutex::new(vec![refused.clone()]),
                 packed: Mutex::default(),
                 sent: Mutex::default(),
@@ -185,8 +185,11 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_request_that_does_not_come_again_is_forgotten() {
         let answers = vec![Written::Rejected("no".into()), Written::refused("busy")];
-        let script =
-            Arc::new(Script { answers: Mutex::new(answers), packed: Mutex::default(), sent: Mutex::default() });
+        let script = Arc::new(ScriptedExchange {
+            answers: Mutex::new(answers),
+            packed: Mutex::default(),
+            sent: Mutex::default(),
+        });
         let mut requests = Requests::new(
             script.clone(),
             1024,

@@ -22,10 +22,10 @@ const FULL_PIPE_RETRY: Duration = Duration::from_millis(10);
 pub struct StdoutSink<W> {
     out: W,
     /// The batch in which a write stopped, and how much of it was written: it is resumed there, never restarted.
-    partial: Option<Partial>,
+    partial: Option<PartialWrite>,
 }
 
-struct Partial {
+struct PartialWrite {
     batch: u64,
     bytes: usize,
 }
@@ -79,7 +79,7 @@ impl<W: Write + Send + Sync + 'static> StdoutSink<W> {
             }
         };
         if result.is_err() {
-            self.partial = Some(Partial { batch: batch.id, bytes: done });
+            self.partial = Some(PartialWrite { batch: batch.id, bytes: done });
         }
         result
     }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::category::DLP_RECORD_TYPES;
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::{json, user_types};
 
 /// Who acted. A part that could not be derived is `None`.
@@ -29,7 +29,7 @@ impl<'a> Actor<'a> {
             return Actor::from_id(person, None);
         }
         let kind = event.user_type().map(kind);
-        match event.text_of(Member::UserId).or_else(|| event.text_of(Member::UserKey)) {
+        match event.text_of(KnownMember::UserId).or_else(|| event.text_of(KnownMember::UserKey)) {
             Some(id) => Actor::from_id(id, kind),
             None => Actor { kind, ..Actor::default() },
         }
@@ -61,12 +61,12 @@ fn kind(user_type: i64) -> Cow<'static, str> {
 /// A DLP record names the scanning agent as its user; its metadata name the person.
 fn person_of_dlp<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
     let agent = event
-        .text_of(Member::UserId)
+        .text_of(KnownMember::UserId)
         .is_none_or(|id| id.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("dlp")) && !id.contains('@'));
     if !agent {
         return None;
     }
-    [Member::SharePointMetaData, Member::ExchangeMetaData]
+    [KnownMember::SharePointMetaData, KnownMember::ExchangeMetaData]
         .into_iter()
         .find_map(|member| json::scalar(json::get(event.get(member)?, "From")?).filter(|from| !from.trim().is_empty()))
 }

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::json;
 use super::reach::{any_at, inner};
 use crate::severity::is_true;
@@ -39,7 +39,7 @@ pub(crate) struct Ai<'a> {
     /// The contexts it was given, by name or id.
     pub contexts: Vec<Cow<'a, str>>,
     /// What was read.
-    pub read: Vec<Read<'a>>,
+    pub read: Vec<AiRead<'a>>,
     /// Whether a prompt was a jailbreak attempt.
     pub jailbreak: bool,
     /// Whether a resource contained a hidden instruction (cross-prompt injection).
@@ -52,7 +52,7 @@ pub(crate) struct Ai<'a> {
 
 /// A resource that the application read.
 #[derive(Debug, Default)]
-pub(crate) struct Read<'a> {
+pub(crate) struct AiRead<'a> {
     /// Its name, address or id.
     pub name: Option<Cow<'a, str>>,
     /// Such as `docx`.
@@ -63,16 +63,16 @@ pub(crate) struct Read<'a> {
 
 /// The AI data of a record; `None` if it has none.
 pub(crate) fn of<'a>(event: &Event<'a>, kin: Option<i64>) -> Option<Ai<'a>> {
-    let token = event.get(Member::CopilotEventData);
+    let token = event.get(KnownMember::CopilotEventData);
     let is_kin = kin.is_some_and(|kin| CONVERSATIONS.contains(&kin) || MAKING.contains(&kin));
     if token.is_none() && !is_kin {
         return None;
     }
     let mut ai = Ai {
-        agent_id: event.text_of(Member::AgentId),
-        agent_name: event.text_of(Member::AgentName),
-        identity: event.text_of(Member::AppIdentity),
-        host: event.text_of(Member::AppHost),
+        agent_id: event.text_of(KnownMember::AgentId),
+        agent_name: event.text_of(KnownMember::AgentName),
+        identity: event.text_of(KnownMember::AppIdentity),
+        host: event.text_of(KnownMember::AppHost),
         ..Ai::default()
     };
     if let Some(token) = token {
@@ -178,7 +178,7 @@ impl<'a> Ai<'a> {
     }
 
     fn resource(&mut self, token: &'a str) {
-        let mut read = Read::default();
+        let mut read = AiRead::default();
         let (mut id, mut site) = (None, None);
         json::members(token, |key, value| match &*key {
             key if is(key, "Name") => read.name = text(value),

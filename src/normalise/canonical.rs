@@ -13,7 +13,7 @@ use jiff::tz::TimeZone;
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 use super::blake2b::{self, BLOCK_BYTES, Block, TEXT_BYTES_MAX};
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::time;
 use crate::model::EventIdentity;
 
@@ -162,7 +162,7 @@ fn text_of_any(event: &Event<'_>, identity: &EventIdentity<'_>) -> Vec<u8> {
     if identity.record_number.is_empty() || is_plain_number(identity.record_number) {
         push_netstring(hashed, identity.record_number.as_bytes());
     } else {
-        match event.integer(Member::RecordNumber) {
+        match event.integer(KnownMember::RecordNumber) {
             Some(number) => push_netstring(hashed, number.to_string().as_bytes()),
             None => push_netstring(hashed, identity.record_number.trim().as_bytes()),
         }
@@ -325,7 +325,7 @@ impl UsualHour {
     /// Whether a text is a second of it.
     #[inline]
     fn has(&self, time: &[u8; TIME_BYTES]) -> bool {
-        const OF_DAY: Form = Form::of(*b"dd:5d:5d");
+        const OF_DAY: BytePattern = BytePattern::of(*b"dd:5d:5d");
         let UsualHour(first, last) = Self::of(time);
         first == self.0
             && last == self.1
@@ -346,9 +346,9 @@ impl UsualHour {
 /// Eight bytes at a time. The years from 1970 are those from 2000 on as far as anybody's audit log goes; the others take
 /// the longer way.
 fn is_usual_second(text: &[u8; TIME_BYTES]) -> bool {
-    const DAY: Form = Form::of(*b"20dd-dd-");
-    const HOUR: Form = Form::of(*b"ddTdd:5d");
-    const SECOND: Form = Form::of(*b"5d:5d\0\0\0");
+    const DAY: BytePattern = BytePattern::of(*b"20dd-dd-");
+    const HOUR: BytePattern = BytePattern::of(*b"ddTdd:5d");
+    const SECOND: BytePattern = BytePattern::of(*b"5d:5d\0\0\0");
     let (Some(day), Some(hour)) = (text.first_chunk(), text[8..].first_chunk()) else { return false };
     let [.., m1, m2, b':', s1, s2] = *text else { return false };
     let (day, hour) = (u64::from_be_bytes(*day), u64::from_be_bytes(*hour));
@@ -366,7 +366,7 @@ fn is_usual_second(text: &[u8; TIME_BYTES]) -> bool {
 }
 
 /// What eight bytes have to be: `d` is any digit, `5` one up to 5, every other byte itself.
-struct Form {
+struct BytePattern {
     mask: u64,
     value: u64,
     /// Added to each digit: one that is too great runs over into the half of the byte that is looked at.
@@ -374,8 +374,8 @@ struct Form {
     digits: u64,
 }
 
-impl Form {
-    const fn of(form: [u8; 8]) -> Form {
+impl BytePattern {
+    const fn of(form: [u8; 8]) -> BytePattern {
         let (mut mask, mut value, mut over, mut digits) = ([0xFF; 8], form, [0; 8], [0; 8]);
         let mut at = 0;
         while at < 8 {
@@ -385,7 +385,7 @@ impl Form {
             }
             at += 1;
         }
-        Form {
+        BytePattern {
             mask: u64::from_be_bytes(mask),
             value: u64::from_be_bytes(value),
             over: u64::from_be_bytes(over),

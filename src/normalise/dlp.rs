@@ -4,9 +4,9 @@
 
 use std::borrow::Cow;
 
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::json;
-use super::outcome::Outcome;
+use super::outcome::EventOutcome;
 use super::reach::inner;
 
 /// A rule of data loss prevention that matched.
@@ -27,12 +27,12 @@ pub(crate) struct DlpRule<'a> {
     /// `Enforce`, `TestWithNotifyUser`, …
     pub mode: Option<Cow<'a, str>>,
     /// What it found.
-    pub found: Vec<Found<'a>>,
+    pub found: Vec<SensitiveType<'a>>,
 }
 
 /// A sensitive type that was found.
 #[derive(Debug)]
-pub(crate) struct Found<'a> {
+pub(crate) struct SensitiveType<'a> {
     /// Its name, else its id.
     pub name: Cow<'a, str>,
     /// How often.
@@ -68,7 +68,7 @@ pub(crate) fn foremost<'r, 'a>(rules: &'r [DlpRule<'a>]) -> Option<&'r DlpRule<'
 /// The policies and rules that matched.
 pub(crate) fn rules<'a>(event: &Event<'a>) -> Vec<DlpRule<'a>> {
     let mut rules = Vec::new();
-    json::elements(event.get(Member::PolicyDetails).unwrap_or_default(), |policy| {
+    json::elements(event.get(KnownMember::PolicyDetails).unwrap_or_default(), |policy| {
         let (name, id) = (inner(policy, "PolicyName"), inner(policy, "PolicyId"));
         let before = rules.len();
         json::elements(json::get(policy, "Rules").unwrap_or_default(), |token| {
@@ -80,7 +80,7 @@ pub(crate) fn rules<'a>(event: &Event<'a>) -> Vec<DlpRule<'a>> {
     });
     // On a device.
     if rules.is_empty()
-        && let Some(info) = event.get(Member::PolicyMatchInfo)
+        && let Some(info) = event.get(KnownMember::PolicyMatchInfo)
     {
         let mut each = |info: &'a str| {
             rules.push(DlpRule {
@@ -123,7 +123,7 @@ fn rule(token: &str) -> DlpRule<'_> {
                 let name = inner(found, "SensitiveInformationTypeName").or_else(|| inner(found, "SensitiveType"));
                 let number = |name: &str| json::get(found, name).and_then(json::integer);
                 let (count, confidence) = (number("Count"), number("Confidence"));
-                rule.found.extend(name.map(|name| Found { name, count, confidence }));
+                rule.found.extend(name.map(|name| SensitiveType { name, count, confidence }));
             });
         }
     });
@@ -132,8 +132,8 @@ fn rule(token: &str) -> DlpRule<'_> {
 
 /// What a device did about it, in `EnforcementMode`: audited, warned, warned and was overridden, blocked, allowed.
 pub(crate) fn enforcement(event: &Event<'_>) -> Option<i64> {
-    let within = event.get(Member::EndpointMetaData).and_then(|data| json::get(data, "EnforcementMode"));
-    let token = event.get(Member::EnforcementMode).or(within)?;
+    let within = event.get(KnownMember::EndpointMetaData).and_then(|data| json::get(data, "EnforcementMode"));
+    let token = event.get(KnownMember::EnforcementMode).or(within)?;
     json::integer(token).or_else(|| {
         let word = json::scalar(token)?;
         let is = |name: &str| word.trim().eq_ignore_ascii_case(name);
@@ -145,20 +145,20 @@ pub(crate) fn enforcement(event: &Event<'_>) -> Option<i64> {
 
 /// Whether access was allowed: a rule in force that blocks made it fail, unless the match was undone or overridden. A
 /// warning whose result the record does not contain is neither allowed nor blocked.
-pub(crate) fn outcome(event: &Event<'_>, operation: &str, rules: &[DlpRule<'_>]) -> Outcome {
+pub(crate) fn outcome(event: &Event<'_>, operation: &str, rules: &[DlpRule<'_>]) -> EventOutcome {
     if operation == "dlpinfo" {
-        return Outcome::Failure;
+        return EventOutcome::Failure;
     }
-    if operation == "dlpruleundo" || event.get(Member::ExceptionInfo).is_some() {
-        return Outcome::Success;
+    if operation == "dlpruleundo" || event.get(KnownMember::ExceptionInfo).is_some() {
+        return EventOutcome::Success;
     }
     match enforcement(event) {
-        Some(4) => return Outcome::Failure,
-        Some(2) => return Outcome::Unknown,
-        Some(1 | 3 | 5) => return Outcome::Success,
+        Some(4) => return EventOutcome::Failure,
+        Some(2) => return EventOutcome::Unknown,
+        Some(1 | 3 | 5) => return EventOutcome::Success,
         _ => {}
     }
-    if rules.iter().any(DlpRule::blocks) { Outcome::Failure } else { Outcome::Success }
+    if rules.iter().any(DlpRule::blocks) { EventOutcome::Failure } else { EventOutcome::Success }
 }
 
 /// Whether an operation says that a policy matched.
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn access_was_stopped_where_a_rule_in_force_or_the_device_blocked() {
-        use Outcome::{Failure, Success, Unknown};
+        use EventOutcome::{Failure, Success, Unknown};
         let rule = |mode: &str, action: &str| {
             format!(
                 r#"{{"PolicyDetails":[{{"Rules":[{{"RuleMode":"{mode}","Actions":["NotifyUser","{action}"]}}]}}]}}"#

@@ -16,7 +16,7 @@
 use percent_encoding::percent_decode_str;
 
 use super::category::DLP_RECORD_TYPES;
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::json;
 use super::reach::any_at;
 use crate::model::is_guid;
@@ -148,7 +148,7 @@ pub enum DlpNote<'a> {
 
 /// A match and what it joins.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Match {
+pub struct DlpMatch {
     /// The items, addresses and messages in which it was found.
     pub links: Vec<Link>,
     /// Its policies, incidents and severity.
@@ -158,17 +158,17 @@ pub struct Match {
 /// The links of a read, without duplicates. If there are none, no match can be joined to it.
 pub fn links_of_read(event: &Event<'_>) -> Vec<Link> {
     let mut links = Vec::new();
-    if let Some(text) = event.text_of(Member::ListItemUniqueId) {
+    if let Some(text) = event.text_of(KnownMember::ListItemUniqueId) {
         links.extend(Link::of_item(&text));
     }
-    if let Some(text) = event.text_of(Member::ObjectId) {
+    if let Some(text) = event.text_of(KnownMember::ObjectId) {
         links.extend(Link::of_url(&text));
     }
     for (member, path) in [
-        (Member::Folders, "FolderItems.InternetMessageId"),
-        (Member::Messages, "MessageItems.InternetMessageId"),
-        (Member::Item, "InternetMessageId"),
-        (Member::InternetMessageId, ""),
+        (KnownMember::Folders, "FolderItems.InternetMessageId"),
+        (KnownMember::Messages, "MessageItems.InternetMessageId"),
+        (KnownMember::Item, "InternetMessageId"),
+        (KnownMember::InternetMessageId, ""),
     ] {
         if let Some(token) = event.get(member) {
             each_at(token, path, &mut |text| links.extend(Link::of_message(text)));
@@ -180,14 +180,14 @@ pub fn links_of_read(event: &Event<'_>) -> Vec<Link> {
 }
 
 /// The match that an event reports, if it reports one. It may have no links: endpoint matches name local files.
-pub fn match_of(event: &Event<'_>) -> Option<Match> {
+pub fn match_of(event: &Event<'_>) -> Option<DlpMatch> {
     let of_dlp = event.record_type().is_some_and(|t| DLP_RECORD_TYPES.contains(&t));
     let named = event.operation().trim().get(..3).is_some_and(|start| start.eq_ignore_ascii_case("dlp"));
     if !of_dlp && !named {
         return None;
     }
     let folded = operation::fold(event.operation());
-    let policies = event.get(Member::PolicyDetails);
+    let policies = event.get(KnownMember::PolicyDetails);
     if folded != "dlprulematch" && (!of_dlp || NO_MATCH.contains(&folded.as_str()) || policies.is_none()) {
         return None;
     }
@@ -203,26 +203,26 @@ pub fn match_of(event: &Event<'_>) -> Option<Match> {
         each_at(policies, "Rules.Severity", &mut |text| known = known.max(severity_of(text)));
     }
     flag.severity = known.unwrap_or(Severity::Medium);
-    if let Some(incident) = event.text_of(Member::IncidentId) {
+    if let Some(incident) = event.text_of(KnownMember::IncidentId) {
         note(&mut flag.incidents, &incident);
     }
-    Some(Match { links: links_of_match(event), flag })
+    Some(DlpMatch { links: links_of_match(event), flag })
 }
 
 fn links_of_match(event: &Event<'_>) -> Vec<Link> {
     let mut links = Vec::new();
-    if let Some(text) = event.text_of(Member::ObjectId) {
+    if let Some(text) = event.text_of(KnownMember::ObjectId) {
         let of_message = || text.contains('@').then(|| Link::of_message(&text)).flatten();
         links.extend(Link::of_item(&text).or_else(|| Link::of_url(&text)).or_else(of_message));
     }
-    if let Some(file) = event.get(Member::SharePointMetaData) {
+    if let Some(file) = event.get(KnownMember::SharePointMetaData) {
         for name in ["UniqueID", "UniqueId"] {
             each_at(file, name, &mut |text| links.extend(Link::of_item(text)));
         }
         each_at(file, "FileID", &mut |text| links.extend(item_of_file_id(text).as_deref().and_then(Link::of_item)));
         each_at(file, "FilePathUrl", &mut |text| links.extend(Link::of_url(text)));
     }
-    if let Some(mail) = event.get(Member::ExchangeMetaData) {
+    if let Some(mail) = event.get(KnownMember::ExchangeMetaData) {
         each_at(mail, "MessageID", &mut |text| links.extend(Link::of_message(text)));
     }
     links.sort_unstable();
@@ -314,7 +314,7 @@ mod tests {
         links_of_read(&Event::parse(event.to_string().as_bytes()).unwrap())
     }
 
-    fn matched(event: &serde_json::Value) -> Option<Match> {
+    fn matched(event: &serde_json::Value) -> Option<DlpMatch> {
         match_of(&Event::parse(event.to_string().as_bytes()).unwrap())
     }
 

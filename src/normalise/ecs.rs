@@ -10,11 +10,11 @@ use super::actor::Actor;
 use super::category::Category;
 use super::dlp;
 use super::ecs_class::{classify, is_alert};
-use super::event::Member;
+use super::event::KnownMember;
 use super::finds::{Device, Finds};
 use super::involved::Target;
 use super::notice::Notice;
-use super::outcome::Outcome;
+use super::outcome::EventOutcome;
 use super::parts::{File, Mail, Parts, correlation, push_modified, push_pairs};
 use super::reach::{inner, is_address};
 use super::writer::Writer;
@@ -51,9 +51,9 @@ pub(crate) fn push(
         }
         w.nested("ecs", |w| w.text("version", VERSION));
         match parts.record_type {
-            Some(40) => w.maybe("message", parts.text(Member::Name).or_else(|| parts.text(Member::Comments))),
+            Some(40) => w.maybe("message", parts.text(KnownMember::Name).or_else(|| parts.text(KnownMember::Comments))),
             _ if parts.is_dlp() && dlp::is_match(parts.operation) => {
-                let blocked = parts.facts.outcome() == Some(Outcome::Failure);
+                let blocked = parts.facts.outcome() == Some(EventOutcome::Failure);
                 let words = dlp::matched_in_words(parts.facts.dlp_rules());
                 w.text("message", words + if blocked { " (blocked)" } else { "" });
             }
@@ -68,21 +68,21 @@ pub(crate) fn push(
         let masked = original.is_some_and(|(_, masked)| masked);
         w.nested("m365", |w| w.nested("audit", |w| push_own(parts, origin, (masked, &event_time), &device, w)));
         w.nested("organization", |w| {
-            let id = parts.text(Member::OrganizationId).map(|id| id.to_lowercase());
+            let id = parts.text(KnownMember::OrganizationId).map(|id| id.to_lowercase());
             w.maybe("id", id.as_deref().or(origin.tenant));
-            w.maybe("name", parts.text(Member::OrganizationName));
+            w.maybe("name", parts.text(KnownMember::OrganizationName));
         });
         w.nested("cloud", |w| {
             let tenant = origin
                 .tenant
                 .map(str::to_owned)
-                .or_else(|| parts.text(Member::OrganizationId).map(|id| id.to_lowercase()));
+                .or_else(|| parts.text(KnownMember::OrganizationId).map(|id| id.to_lowercase()));
             w.nested("account", |w| w.maybe("id", tenant));
         });
         push_user(parts, &person, target, w);
         w.nested("group", |w| {
             let of_directory = target.kind.as_deref() == Some("Group");
-            let name = parts.text(Member::TeamName).or_else(|| parts.text(Member::GroupName));
+            let name = parts.text(KnownMember::TeamName).or_else(|| parts.text(KnownMember::GroupName));
             let resources = &parts.facts.involved().resources;
             let joined = resources.iter().find(|resource| resource.kind.as_deref() == Some("group"));
             let joined = joined.and_then(|group| group.name.as_deref());
@@ -93,10 +93,10 @@ pub(crate) fn push(
         push_device(&device, w);
         push_error(parts, w);
         push_ai(parts, w);
-        w.nested("process", |w| w.maybe("name", parts.text(Member::ClientProcessName)));
+        w.nested("process", |w| w.maybe("name", parts.text(KnownMember::ClientProcessName)));
         w.nested("server", |w| push_server(parts, w));
         w.nested("service", |w| {
-            let agent = parts.text(Member::UserId).filter(|_| parts.is_dlp() || parts.is_type(&[40]));
+            let agent = parts.text(KnownMember::UserId).filter(|_| parts.is_dlp() || parts.is_type(&[40]));
             w.maybe("name", agent.filter(|agent| person.id.as_ref() != Some(agent)));
         });
         w.nested("file", |w| push_file(&file, &finds, w));
@@ -161,7 +161,7 @@ fn push_file(file: &File<'_>, finds: &Finds, w: &mut Writer<'_>) {
 /// Writes the address of the file, or the link that was clicked.
 fn push_url(parts: &Parts<'_, '_>, file: &File<'_>, finds: &Finds, w: &mut Writer<'_>) {
     let url = match parts.record_type {
-        Some(41) => parts.text(Member::Url),
+        Some(41) => parts.text(KnownMember::Url),
         Some(64) => finds.urls.first().map(|url| Cow::Borrowed(url.as_str())),
         _ => file.url.clone(),
     };
@@ -185,7 +185,7 @@ fn push_email(parts: &Parts<'_, '_>, mail: &Mail<'_>, w: &mut Writer<'_>) {
     w.nested("bcc", |w| w.texts("address", mail.bcc.iter()));
     w.objects("attachments", |list| {
         if parts.is_type(&[28]) {
-            json::elements(parts.event.get(Member::AttachmentData).unwrap_or_default(), |attachment| {
+            json::elements(parts.event.get(KnownMember::AttachmentData).unwrap_or_default(), |attachment| {
                 list.push(|w| {
                     w.nested("file", |w| {
                         w.maybe("name", inner(attachment, "FileName"));
@@ -212,13 +212,13 @@ fn push_email(parts: &Parts<'_, '_>, mail: &Mail<'_>, w: &mut Writer<'_>) {
 /// Writes the Microsoft policy or rule that caused an alert or a match.
 fn push_rule(parts: &Parts<'_, '_>, finds: &Finds, w: &mut Writer<'_>) {
     if parts.is_type(&[40]) {
-        w.maybe("id", parts.text(Member::PolicyId));
-        w.maybe("name", parts.text(Member::Name));
-        w.maybe("category", parts.text(Member::Category));
-        w.maybe("ruleset", parts.text(Member::EntityType));
-        w.maybe("description", parts.text(Member::AlertEntityId));
+        w.maybe("id", parts.text(KnownMember::PolicyId));
+        w.maybe("name", parts.text(KnownMember::Name));
+        w.maybe("category", parts.text(KnownMember::Category));
+        w.maybe("ruleset", parts.text(KnownMember::EntityType));
+        w.maybe("description", parts.text(KnownMember::AlertEntityId));
         let mut links = Vec::new();
-        json::elements(parts.event.get(Member::AlertLinks).unwrap_or_default(), |link| {
+        json::elements(parts.event.get(KnownMember::AlertLinks).unwrap_or_default(), |link| {
             links.extend(inner(link, "AlertLinkHref"));
         });
         w.maybe("reference", links.first());
@@ -229,9 +229,9 @@ fn push_rule(parts: &Parts<'_, '_>, finds: &Finds, w: &mut Writer<'_>) {
             w.maybe("name", rule.name.as_deref());
             w.maybe("ruleset", rule.policy.as_deref());
         } else if parts.is_type(&[64, 98, 78, 113]) {
-            let name = parts.text(Member::AlertDisplayName).or_else(|| parts.text(Member::InvestigationName));
+            let name = parts.text(KnownMember::AlertDisplayName).or_else(|| parts.text(KnownMember::InvestigationName));
             let name = name.or_else(|| finds.alert.as_deref().map(Cow::Borrowed));
-            w.maybe("name", name.or_else(|| parts.text(Member::Name)));
+            w.maybe("name", name.or_else(|| parts.text(KnownMember::Name)));
         }
     }
 }
@@ -269,14 +269,14 @@ fn push_related(
         mail.sender.as_deref(),
     ];
     let mut related: Vec<Cow<'_, str>> = names.into_iter().flatten().map(Cow::Borrowed).collect();
-    related.extend(parts.text(Member::MailboxOwnerUPN));
+    related.extend(parts.text(KnownMember::MailboxOwnerUPN));
     related.extend(parts.people_of_alert().into_iter().map(Cow::Owned));
     related.extend([&mail.to, &mail.cc, &mail.bcc].into_iter().flatten().map(|one| Cow::Borrowed(&**one)));
     related.extend(finds.people.iter().chain(&finds.senders).map(|one| Cow::Borrowed(one.as_str())));
-    json::elements(parts.event.get(Member::Members).unwrap_or_default(), |member| {
+    json::elements(parts.event.get(KnownMember::Members).unwrap_or_default(), |member| {
         related.extend(inner(member, "UPN"));
     });
-    json::elements(parts.event.get(Member::RecipientList).unwrap_or_default(), |recipient| {
+    json::elements(parts.event.get(KnownMember::RecipientList).unwrap_or_default(), |recipient| {
         related.extend(json::scalar(recipient).filter(|text| is_address(text)));
     });
     w.texts("user", related);
@@ -287,7 +287,7 @@ fn push_related(
 /// The server that wrote the record, `NAME (address)`: its name, and its address unless the text in parentheses is a
 /// build number.
 fn server_of(parts: &Parts<'_, '_>) -> Option<(String, Option<std::net::IpAddr>)> {
-    let text = parts.text(Member::OriginatingServer)?;
+    let text = parts.text(KnownMember::OriginatingServer)?;
     let text = text.trim();
     let Some((name, rest)) = text.split_once('(') else { return Some((text.to_owned(), None)) };
     let inside = rest.trim_end().trim_end_matches(')').trim();
@@ -401,9 +401,9 @@ fn push_event(
         let (categories, types) = classify(parts);
         w.texts("category", theirs.then_some(&"web").into_iter().chain(categories));
         w.texts("type", types);
-        w.maybe("action", parts.text(Member::Operation));
-        w.maybe("id", parts.text(Member::Id));
-        w.maybe("provider", parts.text(Member::Workload));
+        w.maybe("action", parts.text(KnownMember::Operation));
+        w.maybe("id", parts.text(KnownMember::Id));
+        w.maybe("provider", parts.text(KnownMember::Workload));
         if let Some(record_type) = parts.facts.number_of_type() {
             match record_types::info(record_type) {
                 // Elastic's integration still uses the old name of Viva Engage.
@@ -415,8 +415,8 @@ fn push_event(
         w.text("dataset", if theirs { o365::DATASET } else { "m365.audit" });
         w.text("module", if theirs { o365::MODULE } else { "m365" });
         // Elastic's integration records success unless the event says otherwise, and its rules depend on this.
-        let outcome = parts.facts.outcome().or(if theirs { Some(Outcome::Success) } else { None });
-        w.maybe("outcome", outcome.map(Outcome::as_str));
+        let outcome = parts.facts.outcome().or(if theirs { Some(EventOutcome::Success) } else { None });
+        w.maybe("outcome", outcome.map(EventOutcome::as_str));
         w.number("severity", number_of(parts.assessment.severity()));
         w.maybe("reason", parts.reason);
         if let Some(created) = origin.content_created {
@@ -463,20 +463,21 @@ fn push_own(
         w.flag("raw_masked", true);
     }
     w.maybe("user_type", parts.actor.kind.as_deref());
-    w.maybe("user_key", parts.text(Member::UserKey));
-    w.maybe("object_id", parts.text(Member::ObjectId));
-    w.maybe("result_status", parts.text(Member::ResultStatus));
-    w.maybe("logon_error", parts.text(Member::LogonError));
-    if let Some(number) = parts.event.integer(Member::ErrorNumber) {
+    w.maybe("user_key", parts.text(KnownMember::UserKey));
+    w.maybe("object_id", parts.text(KnownMember::ObjectId));
+    w.maybe("result_status", parts.text(KnownMember::ResultStatus));
+    w.maybe("logon_error", parts.text(KnownMember::LogonError));
+    if let Some(number) = parts.event.integer(KnownMember::ErrorNumber) {
         w.number("error_number", number);
     }
     let involved = parts.facts.involved();
     w.maybe("application_id", involved.application.id.as_deref());
     w.maybe("application_name", involved.application.name.as_deref());
     w.maybe("correlation_id", correlation(parts));
-    let session = parts.text(Member::SessionId).or_else(|| parts.inner(Member::AppAccessContext, "AADSessionId"));
+    let session =
+        parts.text(KnownMember::SessionId).or_else(|| parts.inner(KnownMember::AppAccessContext, "AADSessionId"));
     w.maybe("session_id", session.or_else(|| device.session.clone()));
-    w.maybe("token_id", parts.inner(Member::AppAccessContext, "UniqueTokenId"));
+    w.maybe("token_id", parts.inner(KnownMember::AppAccessContext, "UniqueTokenId"));
     w.texts("privileges", involved.privileges.iter().map(|text| super::cut(text, 1024)));
     w.objects("resources", |list| {
         for resource in &involved.resources {
@@ -497,8 +498,8 @@ fn push_own(
     push_dlp_match(parts, w);
     push_mail_access(parts, w);
     push_ai_own(parts, w);
-    w.maybe("alert_id", parts.text(Member::AlertId));
-    w.maybe("incident_id", parts.text(Member::IncidentId));
+    w.maybe("alert_id", parts.text(KnownMember::AlertId));
+    w.maybe("incident_id", parts.text(KnownMember::IncidentId));
     push_pairs("parameters", parts.facts.parameters(), w);
     push_pairs("extended_properties", parts.facts.extended(), w);
     push_modified(parts, w);
@@ -532,7 +533,7 @@ fn push_dlp_match(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
             }
         });
         w.maybe("target_domain", parts.named("TargetDomain"));
-        w.maybe("application", parts.text(Member::Application));
+        w.maybe("application", parts.text(KnownMember::Application));
     });
 }
 
@@ -542,7 +543,7 @@ fn push_mail_access(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
         return;
     }
     let mut found = [None, None];
-    json::elements(parts.event.get(Member::OperationProperties).unwrap_or_default(), |pair| {
+    json::elements(parts.event.get(KnownMember::OperationProperties).unwrap_or_default(), |pair| {
         let name = inner(pair, "Name").unwrap_or_default();
         for (place, wanted) in ["MailAccessType", "IsThrottled"].into_iter().enumerate() {
             if name.eq_ignore_ascii_case(wanted)
@@ -583,7 +584,7 @@ fn push_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &Target<'_>, w: &
         let claimed = actor.email.as_deref().and_then(|email| email.split_once('@'));
         w.maybe("domain", split.or(claimed).map(|(_, domain)| domain));
         w.maybe("email", actor.email.as_deref());
-        w.maybe("full_name", parts.text(Member::LogonUserDisplayName));
+        w.maybe("full_name", parts.text(KnownMember::LogonUserDisplayName));
         w.nested("target", |w| {
             push_target_user(parts, actor, target, w);
         });

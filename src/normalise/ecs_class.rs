@@ -2,11 +2,11 @@
 //! from the record type that the event resembles.
 
 use super::category::Category;
-use super::event::Member;
+use super::event::KnownMember;
 use super::parts::Parts;
 
 /// Words of the schema.
-pub(crate) type Words = &'static [&'static str];
+pub(crate) type EcsTerms = &'static [&'static str];
 
 /// Record types that report a detection.
 const ALERTS: &[i64] = &[11, 13, 28, 33, 40, 41, 47, 64, 98, 99, 100, 107, 113];
@@ -31,7 +31,7 @@ fn has(operation: &str, words: &[&str]) -> bool {
 }
 
 /// `event.category` and `event.type`.
-pub(crate) fn classify(parts: &Parts<'_, '_>) -> (Words, Words) {
+pub(crate) fn classify(parts: &Parts<'_, '_>) -> (EcsTerms, EcsTerms) {
     let operation = parts.operation;
     match parts.record_type {
         Some(9 | 15) => (&["authentication"], &["start"]),
@@ -60,8 +60,8 @@ pub(crate) fn classify(parts: &Parts<'_, '_>) -> (Words, Words) {
     }
 }
 
-fn of_alert(parts: &Parts<'_, '_>) -> (Words, Words) {
-    let category = parts.text(Member::Category).unwrap_or_default().to_ascii_lowercase();
+fn of_alert(parts: &Parts<'_, '_>) -> (EcsTerms, EcsTerms) {
+    let category = parts.text(KnownMember::Category).unwrap_or_default().to_ascii_lowercase();
     match category.as_str() {
         "datagovernance" | "datalossprevention" => (&["file"], &["info"]),
         "threatmanagement" => (&["threat", "intrusion_detection"], &["indicator"]),
@@ -69,7 +69,7 @@ fn of_alert(parts: &Parts<'_, '_>) -> (Words, Words) {
     }
 }
 
-fn of_quarantine(operation: &str) -> Words {
+fn of_quarantine(operation: &str) -> EcsTerms {
     if has(operation, &["delete"]) {
         &["deletion"]
     } else if has(operation, &["preview", "header", "export", "view", "download"]) {
@@ -79,7 +79,7 @@ fn of_quarantine(operation: &str) -> Words {
     }
 }
 
-fn of_mailbox(operation: &str) -> Words {
+fn of_mailbox(operation: &str) -> EcsTerms {
     if has(operation, &["delete"]) {
         &["deletion"]
     } else if begins(operation, &["mailitemsaccessed", "messagebind", "folderbind", "attachmentaccess", "mailboxlogin"])
@@ -110,7 +110,7 @@ const LOOKS: &[&str] = &[
     "query",
 ];
 
-fn of_cmdlet(operation: &str) -> Words {
+fn of_cmdlet(operation: &str) -> EcsTerms {
     if begins(operation, LOOKS) {
         &["access"]
     } else if begins(operation, &["new-"]) {
@@ -122,9 +122,9 @@ fn of_cmdlet(operation: &str) -> Words {
     }
 }
 
-fn of_viva(operation: &str) -> (Words, Words) {
+fn of_viva(operation: &str) -> (EcsTerms, EcsTerms) {
     if begins(operation, &["file"]) {
-        let kind: Words = if has(operation, &["delete"]) {
+        let kind: EcsTerms = if has(operation, &["delete"]) {
             &["deletion"]
         } else if has(operation, &["create", "upload"]) {
             &["creation"]
@@ -136,7 +136,7 @@ fn of_viva(operation: &str) -> (Words, Words) {
         return (&["file"], kind);
     }
     if begins(operation, &["group"]) {
-        let kind: Words = if has(operation, &["creation", "created"]) {
+        let kind: EcsTerms = if has(operation, &["creation", "created"]) {
             &["group", "creation"]
         } else if has(operation, &["delet"]) {
             &["group", "deletion"]
@@ -154,7 +154,7 @@ fn of_viva(operation: &str) -> (Words, Words) {
     (&["web"], by_verb(operation))
 }
 
-fn of_teams(operation: &str) -> (Words, Words) {
+fn of_teams(operation: &str) -> (EcsTerms, EcsTerms) {
     if begins(operation, &["teamssessionstarted"]) {
         return (&["session"], &["start"]);
     }
@@ -168,7 +168,7 @@ fn of_teams(operation: &str) -> (Words, Words) {
         if has(operation, &["setting"]) {
             return (&["configuration"], &["change"]);
         }
-        let kind: Words = if has(operation, &["deleted", "removed"]) {
+        let kind: EcsTerms = if has(operation, &["deleted", "removed"]) {
             &["group", "deletion"]
         } else if has(operation, &["created", "added"]) {
             &["group", "creation"]
@@ -184,7 +184,7 @@ fn of_teams(operation: &str) -> (Words, Words) {
 }
 
 /// `event.type` by the verb in a name: `ViewReport`, `ReportViewed`.
-fn by_verb(operation: &str) -> Words {
+fn by_verb(operation: &str) -> EcsTerms {
     if has(operation, &["delete", "remove"]) {
         &["deletion"]
     } else if has(operation, &["create", "creation", "added", "sent", "send"]) || begins(operation, &["add", "new"]) {
@@ -201,7 +201,7 @@ fn by_verb(operation: &str) -> Words {
     }
 }
 
-fn by_category(category: Category, operation: &str) -> (Words, Words) {
+fn by_category(category: Category, operation: &str) -> (EcsTerms, EcsTerms) {
     match category {
         Category::Identity => (&["iam"], &["info"]),
         Category::Email => (&["email"], &["info"]),
@@ -218,7 +218,7 @@ fn by_category(category: Category, operation: &str) -> (Words, Words) {
     }
 }
 
-fn classify_directory(operation: &str) -> (Words, Words) {
+fn classify_directory(operation: &str) -> (EcsTerms, EcsTerms) {
     let begins = |words: &[&str]| begins(operation, words);
     let has = |words: &[&str]| has(operation, words);
     if has(&[" role"]) && has(&["member", "pim"]) {
@@ -242,7 +242,7 @@ fn classify_directory(operation: &str) -> (Words, Words) {
         return (&["iam", "configuration"], &["change"]);
     }
     let group = has(&["group"]);
-    let kind: Words = match (group, created, deleted) {
+    let kind: EcsTerms = match (group, created, deleted) {
         (true, true, _) if has(&["member", "owner"]) => &["group", "change"],
         (true, true, _) => &["group", "creation"],
         (true, _, true) if has(&["member", "owner"]) => &["group", "change"],
@@ -255,7 +255,7 @@ fn classify_directory(operation: &str) -> (Words, Words) {
     (&["iam"], kind)
 }
 
-fn classify_file(operation: &str) -> (Words, Words) {
+fn classify_file(operation: &str) -> (EcsTerms, EcsTerms) {
     let has = |words: &[&str]| has(operation, words);
     if has(&["compliancesetting", "policychanged", "sharingpolicy"]) {
         return (&["configuration"], &["change"]);
@@ -263,7 +263,7 @@ fn classify_file(operation: &str) -> (Words, Words) {
     if has(&["group"]) && !has(&["file", "folder"]) {
         return (&["iam"], &["group", "change"]);
     }
-    let kind: Words = if has(&["deleted", "recycled"]) {
+    let kind: EcsTerms = if has(&["deleted", "recycled"]) {
         &["deletion"]
     } else if has(&["uploaded", "created", "copied"]) {
         &["creation"]

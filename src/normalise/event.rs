@@ -20,7 +20,7 @@ macro_rules! known_members {
         /// The members that fields and rules ask for, spelled as the schema spells them.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[allow(dead_code, reason = "some are looked up by name only")]
-        pub(crate) enum Member { $($name),* }
+        pub(crate) enum KnownMember { $($name),* }
         const NAMES: &[&str] = &[$(stringify!($name)),*];
     };
 }
@@ -52,7 +52,7 @@ const NONE: u8 = u8::MAX;
 
 /// A known name in [`INDEX`], with the parts that are compared first.
 #[derive(Clone, Copy)]
-struct Known {
+struct KnownName {
     head: u64,
     tail: u64,
     /// Its place in [`NAMES`].
@@ -63,8 +63,8 @@ struct Known {
 
 /// Known names by [`bucket`], so that a key is compared only with the one or two names in its bucket. Built by the
 /// compiler, which refuses a name that does not fit.
-static INDEX: [[Known; BUCKET]; 256] = {
-    let mut index = [[Known { head: 0, tail: 0, slot: NONE, is_all: false }; BUCKET]; 256];
+static INDEX: [[KnownName; BUCKET]; 256] = {
+    let mut index = [[KnownName { head: 0, tail: 0, slot: NONE, is_all: false }; BUCKET]; 256];
     let mut i = 0;
     while i < NAMES.len() {
         let name = NAMES[i].as_bytes();
@@ -80,7 +80,7 @@ static INDEX: [[Known; BUCKET]; 256] = {
             is_all &= name[at].is_ascii_alphabetic();
             at += 1;
         }
-        index[bucket][place] = Known { head, tail, slot: i as u8, is_all };
+        index[bucket][place] = KnownName { head, tail, slot: i as u8, is_all };
         i += 1;
     }
     index
@@ -161,7 +161,8 @@ impl Members {
     }
 
     fn have_identity(&self) -> bool {
-        const IDENTITY: [Member; 4] = [Member::Id, Member::RecordType, Member::CreationTime, Member::Operation];
+        const IDENTITY: [KnownMember; 4] =
+            [KnownMember::Id, KnownMember::RecordType, KnownMember::CreationTime, KnownMember::Operation];
         IDENTITY.iter().filter(|member| self.present >> (**member as usize) & 1 == 1).count() >= 2
     }
 
@@ -251,11 +252,11 @@ impl<'a> Event<'a> {
             operation: Cow::Borrowed(""),
             record_number: Cow::Borrowed(""),
         };
-        event.id = event.string_or_number(Member::Id);
-        event.record_type = event.string_or_number(Member::RecordType);
-        event.creation_time = event.string_or_number(Member::CreationTime);
-        event.operation = event.string_or_number(Member::Operation);
-        event.record_number = event.string_or_number(Member::RecordNumber);
+        event.id = event.string_or_number(KnownMember::Id);
+        event.record_type = event.string_or_number(KnownMember::RecordType);
+        event.creation_time = event.string_or_number(KnownMember::CreationTime);
+        event.operation = event.string_or_number(KnownMember::Operation);
+        event.record_number = event.string_or_number(KnownMember::RecordNumber);
         Ok(event)
     }
 
@@ -287,7 +288,7 @@ impl<'a> Event<'a> {
             "1" | "2" | "6" | "8" | "14" | "15" | "25" | "50" => false,
             _ => self.record_type().is_none_or(|record_type| DLP_RECORD_TYPES.contains(&record_type)),
         };
-        self.members.suspect || self.get(Member::PolicyDetails).is_some() || says_nothing_else()
+        self.members.suspect || self.get(KnownMember::PolicyDetails).is_some() || says_nothing_else()
     }
 
     /// Appends the event on one line: the bytes as received without CR and LF between tokens.
@@ -301,9 +302,10 @@ impl<'a> Event<'a> {
 
     /// Whether this is clearly an event as the feed sends it, not a wrapper whose members have the same names.
     pub(crate) fn is_plain(&self) -> bool {
-        let has = |member: Member| self.members.present >> (member as usize) & 1 == 1;
-        let told = !self.id.is_empty() && !self.operation.is_empty() && !self.creation_time.is_empty();
-        told && ![Member::AuditData, Member::RawEventData, Member::OfficeWorkload].into_iter().any(has)
+        let has = |member: KnownMember| self.members.present >> (member as usize) & 1 == 1;
+        let is_identified = !self.id.is_empty() && !self.operation.is_empty() && !self.creation_time.is_empty();
+        is_identified
+            && ![KnownMember::AuditData, KnownMember::RawEventData, KnownMember::OfficeWorkload].into_iter().any(has)
     }
 
     /// Whether it has two or more of the members that make an event's identity ([`is_like_an_event`]).
@@ -313,7 +315,7 @@ impl<'a> Event<'a> {
     }
 
     /// The token of a member; `None` when it is absent or `null`.
-    pub(crate) fn get(&self, member: Member) -> Option<&'a str> {
+    pub(crate) fn get(&self, member: KnownMember) -> Option<&'a str> {
         self.value(member as usize)
     }
 
@@ -327,28 +329,28 @@ impl<'a> Event<'a> {
     }
 
     /// The text of a member that is a non-empty string, or a number or boolean as written.
-    pub(crate) fn text_of(&self, member: Member) -> Option<Cow<'a, str>> {
+    pub(crate) fn text_of(&self, member: KnownMember) -> Option<Cow<'a, str>> {
         json::scalar(self.get(member)?).filter(|text| !json::is_blank(text))
     }
 
     /// `Workload`; empty when absent.
     pub(crate) fn workload(&self) -> Cow<'a, str> {
-        self.text_of(Member::Workload).unwrap_or_default()
+        self.text_of(KnownMember::Workload).unwrap_or_default()
     }
 
     /// The member's integer, read leniently.
-    pub(crate) fn integer(&self, member: Member) -> Option<i64> {
+    pub(crate) fn integer(&self, member: KnownMember) -> Option<i64> {
         json::integer(self.get(member)?)
     }
 
     /// `RecordType` as its number: a number, its digits as text, or its name, which exports write.
     pub(crate) fn record_type(&self) -> Option<i64> {
-        record_types::of_token(self.get(Member::RecordType)?)
+        record_types::of_token(self.get(KnownMember::RecordType)?)
     }
 
     /// `UserType` as its number: a number, its digits as text, or its name, which exports write.
     pub(crate) fn user_type(&self) -> Option<i64> {
-        let token = self.get(Member::UserType)?;
+        let token = self.get(KnownMember::UserType)?;
         json::integer(token).or_else(|| user_types::number(&json::scalar(token)?))
     }
 
@@ -372,7 +374,7 @@ impl<'a> Event<'a> {
         (!token.is_empty() && token.as_bytes() != b"null").then_some(token)
     }
 
-    fn string_or_number(&self, member: Member) -> Cow<'a, str> {
+    fn string_or_number(&self, member: KnownMember) -> Cow<'a, str> {
         match self.get(member) {
             Some(token) if json::is_string(token) || json::is_number(token) => json::scalar(token).unwrap_or_default(),
             _ => Cow::Borrowed(""),

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use super::actor::{Actor, unclaimed};
 use super::ai::{self, Ai};
 use super::dlp::{self, DlpRule};
-use super::event::{Event, Member};
-use super::involved::{Evidence, Involved};
-use super::outcome::{self, Outcome};
+use super::event::{Event, KnownMember};
+use super::involved::{EventEvidence, Involved};
+use super::outcome::{self, EventOutcome};
 use super::parameters::{self, Modified, Pairs};
 use super::reach::any_at;
 use super::{Normaliser, address, category, inbox_rule, json, likeness};
@@ -44,7 +44,7 @@ pub(crate) struct EventFacts<'e, 'a> {
     dlp_rules: OnceCell<Vec<DlpRule<'a>>>,
     user_agent: OnceCell<Option<Cow<'a, str>>>,
     address: OnceCell<Option<address::Address>>,
-    outcome: OnceCell<Option<Outcome>>,
+    outcome: OnceCell<Option<EventOutcome>>,
     parameters: OnceCell<Pairs<'a>>,
     extended: OnceCell<Pairs<'a>>,
     modified: OnceCell<Vec<Modified<'a>>>,
@@ -106,7 +106,7 @@ impl<'e, 'a> EventFacts<'e, 'a> {
     }
 
     /// How the event ended.
-    pub fn outcome(&self) -> Option<Outcome> {
+    pub fn outcome(&self) -> Option<EventOutcome> {
         *self.outcome.get_or_init(|| match self.is_dlp() {
             true => Some(dlp::outcome(self.event, self.folded_operation, self.dlp_rules())),
             false => outcome::of(self.event, self.folded_operation, self.kin),
@@ -123,29 +123,29 @@ impl<'e, 'a> EventFacts<'e, 'a> {
         self.dlp_rules.get_or_init(|| if self.is_dlp() { dlp::rules(self.event) } else { Vec::new() })
     }
 
-    fn pairs_of<'c>(&self, cell: &'c OnceCell<Pairs<'a>>, member: Member) -> &'c Pairs<'a> {
+    fn pairs_of<'c>(&self, cell: &'c OnceCell<Pairs<'a>>, member: KnownMember) -> &'c Pairs<'a> {
         cell.get_or_init(|| self.event.get(member).map(Pairs::of).unwrap_or_default())
     }
 
     /// The cmdlet parameters.
     pub fn parameters(&self) -> &Pairs<'a> {
-        self.pairs_of(&self.parameters, Member::Parameters)
+        self.pairs_of(&self.parameters, KnownMember::Parameters)
     }
 
     /// The extended properties.
     pub fn extended(&self) -> &Pairs<'a> {
-        self.pairs_of(&self.extended, Member::ExtendedProperties)
+        self.pairs_of(&self.extended, KnownMember::ExtendedProperties)
     }
 
     /// The modified properties.
     pub fn modified(&self) -> &[Modified<'a>] {
         self.modified.get_or_init(|| {
-            let token = self.event.get(Member::ModifiedProperties);
+            let token = self.event.get(KnownMember::ModifiedProperties);
             let entries = token.map(parameters::modified).unwrap_or_default();
             // The directory writes long changes into the details and none into the modified properties. Each part has
             // its number and the total.
             let may_be_split = || {
-                let details = self.event.get(Member::ExtendedProperties).unwrap_or_default();
+                let details = self.event.get(KnownMember::ExtendedProperties).unwrap_or_default();
                 [&b"seq"[..], b"targetUpdated"]
                     .iter()
                     .any(|word| memchr::memmem::find(details.as_bytes(), word).is_some())
@@ -173,7 +173,7 @@ impl<'e, 'a> EventFacts<'e, 'a> {
     }
 }
 
-impl<'a> Evidence<'a> for EventFacts<'_, 'a> {
+impl<'a> EventEvidence<'a> for EventFacts<'_, 'a> {
     fn event(&self) -> &Event<'a> {
         self.event
     }
@@ -200,7 +200,8 @@ impl<'a> Evidence<'a> for EventFacts<'_, 'a> {
 }
 
 /// Lists of pairs other than parameters, modified and extended properties.
-const PROPERTY_LISTS: [Member; 3] = [Member::OperationProperties, Member::ExtraProperties, Member::PropertyCollection];
+const PROPERTY_LISTS: [KnownMember; 3] =
+    [KnownMember::OperationProperties, KnownMember::ExtraProperties, KnownMember::PropertyCollection];
 
 /// Prefixes of a `UserId` that is a Microsoft service.
 const SERVICES: [&str; 1] = ["nt authority\\system ("];
@@ -273,11 +274,11 @@ impl Facts for EventFacts<'_, '_> {
 
     fn is_actor(&self, text: &str) -> bool {
         let same = |id: Cow<'_, str>| unclaimed(id.trim()).eq_ignore_ascii_case(unclaimed(text.trim()));
-        self.event.text_of(Member::UserId).is_some_and(same)
+        self.event.text_of(KnownMember::UserId).is_some_and(same)
     }
 
     fn actor_is(&self, kind: ActorKind) -> bool {
-        let user = self.event.text_of(Member::UserId).unwrap_or_default();
+        let user = self.event.text_of(KnownMember::UserId).unwrap_or_default();
         let user_type = self.user_type();
         let external = || self.event.find("ExternalAccess").and_then(json::scalar).is_some_and(|text| is_true(&text));
         let service = || matches!(user_type, Some(3 | 4)) || begins(&user, &SERVICES) || external();
@@ -325,7 +326,7 @@ impl Facts for EventFacts<'_, '_> {
 
     fn failed(&self) -> bool {
         // For data loss prevention "failure" means that access was blocked, and the match is no less a match.
-        !self.is_dlp() && self.outcome() == Some(Outcome::Failure)
+        !self.is_dlp() && self.outcome() == Some(EventOutcome::Failure)
     }
 
     /// The configured domains, `OrganizationName` with its hybrid routing domain, and the domains of the acting
@@ -335,18 +336,18 @@ impl Facts for EventFacts<'_, '_> {
         for domain in self.internal_domains {
             own.add(domain);
         }
-        if let Some(organization) = self.event.text_of(Member::OrganizationName) {
+        if let Some(organization) = self.event.text_of(KnownMember::OrganizationName) {
             own.add(&organization);
             if let Some(name) = organization.trim().to_ascii_lowercase().strip_suffix(".onmicrosoft.com") {
                 own.add(&format!("{name}.mail.onmicrosoft.com"));
             }
         }
         if self.event.user_type() != Some(GUEST)
-            && let Some(user) = self.event.text_of(Member::UserId)
+            && let Some(user) = self.event.text_of(KnownMember::UserId)
         {
             own.add_of_address(&user);
         }
-        if let Some(owner) = self.event.text_of(Member::MailboxOwnerUPN) {
+        if let Some(owner) = self.event.text_of(KnownMember::MailboxOwnerUPN) {
             own.add_of_address(&owner);
         }
         own
@@ -358,9 +359,9 @@ impl Facts for EventFacts<'_, '_> {
     fn flagged_by_dlp(&self) -> bool {
         let event = self.event;
         self.is_dlp()
-            || event.get(Member::PolicyDetails).is_some_and(|token| !is_blank(token))
-            || event.text_of(Member::SensitiveInfoDetectionIsIncluded).is_some_and(|text| is_true(&text))
-            || event.text_of(Member::IncidentId).is_some()
+            || event.get(KnownMember::PolicyDetails).is_some_and(|token| !is_blank(token))
+            || event.text_of(KnownMember::SensitiveInfoDetectionIsIncluded).is_some_and(|text| is_true(&text))
+            || event.text_of(KnownMember::IncidentId).is_some()
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::json;
 use super::reach::{each_scalar, inner, is_address};
 use crate::severity::is_true;
@@ -145,7 +145,7 @@ impl<'a> Device<'a> {
             Some(9 | 15) => {
                 let mut name = None;
                 json::objects(
-                    event.get(Member::DeviceProperties).unwrap_or_default(),
+                    event.get(KnownMember::DeviceProperties).unwrap_or_default(),
                     |_, key, value| {
                         if key.eq_ignore_ascii_case("Name") {
                             name = json::scalar(value);
@@ -157,7 +157,7 @@ impl<'a> Device<'a> {
                 );
             }
             Some(63) => {
-                let within = event.get(Member::EndpointMetaData);
+                let within = event.get(KnownMember::EndpointMetaData);
                 let of = |name: &str| {
                     event
                         .find(name)

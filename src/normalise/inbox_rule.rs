@@ -4,11 +4,11 @@
 //! The names are those of `New-InboxRule`'s parameters, and `RuleOperation` with the client's value. A client writes
 //! JSON in a string; if it does not parse, its text is searched for the names of actions and for addresses.
 
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::{json, parameters};
 
 /// The function that gets each part; it returns true to stop.
-type Test<'t> = &'t mut dyn FnMut(&str, &str) -> bool;
+type PartVisitor<'t> = &'t mut dyn FnMut(&str, &str) -> bool;
 
 /// Words naming an action, in either form, and the parameter that means the same. Longer words come before those that
 /// they contain.
@@ -25,12 +25,12 @@ const ACTIONS: &[(&str, &str)] = &[
 ];
 
 /// Passes the name and value of each part to `test` until it returns true; returns whether it did.
-pub(crate) fn any(event: &Event<'_>, test: Test<'_>) -> bool {
+pub(crate) fn any(event: &Event<'_>, test: PartVisitor<'_>) -> bool {
     if event.operation().trim().eq_ignore_ascii_case("UpdateInboxRules") {
-        return event.get(Member::OperationProperties).is_some_and(|token| any_of_client(token, test));
+        return event.get(KnownMember::OperationProperties).is_some_and(|token| any_of_client(token, test));
     }
     let (mut named, mut identity) = (false, None);
-    let found = event.get(Member::Parameters).is_some_and(|token| {
+    let found = event.get(KnownMember::Parameters).is_some_and(|token| {
         parameters::any(token, &mut |name, value| {
             named |= name.eq_ignore_ascii_case("Name");
             if name.eq_ignore_ascii_case("Identity") {
@@ -45,7 +45,7 @@ pub(crate) fn any(event: &Event<'_>, test: Test<'_>) -> bool {
     // `joey\Financial Reporting`: without the parameter the name is what follows the last backslash. `Set-InboxRule`
     // has the same in `Identity`, where it can be the rule's number.
     let after_backslash = |text: &str| text.rsplit_once('\\').map(|(_, name)| name.to_owned());
-    let object = event.text_of(Member::ObjectId);
+    let object = event.text_of(KnownMember::ObjectId);
     let name = object.as_deref().and_then(after_backslash).or_else(|| identity.as_deref().and_then(after_backslash));
     name.is_some_and(|name| test("Name", &name))
 }
@@ -53,7 +53,7 @@ pub(crate) fn any(event: &Event<'_>, test: Test<'_>) -> bool {
 /// The text in place of recipients, if a rule forwards mail and the record does not name them.
 const NOT_NAMED: &str = "a recipient that the record does not name";
 
-fn any_of_client(token: &str, test: Test<'_>) -> bool {
+fn any_of_client(token: &str, test: PartVisitor<'_>) -> bool {
     // Shape B says in one member that mail is forwarded and names the recipients in another.
     let (mut passed_on, mut recipients) = (None, false);
     let found = any_part_of_client(token, &mut passed_on, &mut |name, value| {
@@ -66,7 +66,7 @@ fn any_of_client(token: &str, test: Test<'_>) -> bool {
 /// Parameters that forward mail.
 const PASSES_ON: [&str; 3] = ["ForwardTo", "RedirectTo", "ForwardAsAttachmentTo"];
 
-fn any_part_of_client(token: &str, passed_on: &mut Option<&'static str>, test: Test<'_>) -> bool {
+fn any_part_of_client(token: &str, passed_on: &mut Option<&'static str>, test: PartVisitor<'_>) -> bool {
     parameters::any(token, &mut |name, value| {
         let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
         if is("RuleName") || is("Name") {
@@ -90,7 +90,7 @@ fn any_part_of_client(token: &str, passed_on: &mut Option<&'static str>, test: T
 }
 
 /// `[{"ActionType":"Forward","Recipients":["a@b.c"],"ForwardFlags":"None"}]`
-fn any_of_outlook(text: &str, passed_on: &mut Option<&'static str>, test: Test<'_>) -> bool {
+fn any_of_outlook(text: &str, passed_on: &mut Option<&'static str>, test: PartVisitor<'_>) -> bool {
     let (mut found, mut parsed) = (false, false);
     let mut take = |action: &str| {
         let Some(kind) = json::get(action, "ActionType").and_then(json::scalar) else { return };
@@ -133,7 +133,7 @@ fn folder(action: &str) -> String {
 }
 
 /// `Recipients`: a list of texts, or of objects with `Values` of `Value`.
-fn any_recipient(action: &str, name: &str, test: Test<'_>) -> bool {
+fn any_recipient(action: &str, name: &str, test: PartVisitor<'_>) -> bool {
     let mut found = false;
     let recipients = json::get(action, "Recipients").unwrap_or_default();
     // A single recipient may occur without a list.
@@ -157,7 +157,7 @@ fn any_recipient(action: &str, name: &str, test: Test<'_>) -> bool {
 }
 
 /// The rule as the server keeps it: actions named by class, recipients below each.
-fn any_of_server_rule(text: &str, passed_on: &mut Option<&'static str>, test: Test<'_>) -> bool {
+fn any_of_server_rule(text: &str, passed_on: &mut Option<&'static str>, test: PartVisitor<'_>) -> bool {
     let (mut found, mut parsed) = (false, false);
     json::elements(json::get(text.trim(), "Actions").unwrap_or_default(), |action| {
         parsed = true;
@@ -186,7 +186,7 @@ fn any_of_server_rule(text: &str, passed_on: &mut Option<&'static str>, test: Te
 const CLASS_BYTES_MAX: usize = 256;
 
 /// Text naming classes: `ForwardToRecipientsAction, MarkAsReadAction`.
-fn any_of_words(text: &str, passed_on: &mut Option<&'static str>, test: Test<'_>) -> bool {
+fn any_of_words(text: &str, passed_on: &mut Option<&'static str>, test: PartVisitor<'_>) -> bool {
     let lower = text.to_ascii_lowercase();
     // A word that was found is removed, so that `PermanentDelete` does not also match `Delete`.
     let mut rest = lower;
@@ -212,7 +212,7 @@ fn any_of_words(text: &str, passed_on: &mut Option<&'static str>, test: Test<'_>
 }
 
 /// Every run of characters around an `@` that could be an address.
-fn any_address(text: &str, name: &str, test: Test<'_>) -> bool {
+fn any_address(text: &str, name: &str, test: PartVisitor<'_>) -> bool {
     let outside = |c: char| {
         c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '[' | ']' | '{' | '}' | ',' | ';' | '\\' | '(' | ')')
     };

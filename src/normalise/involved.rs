@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use super::actor;
 use super::ai;
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::parameters::{Modified, Pairs};
 use super::reach::{inner, is_address};
 use super::{json, known};
@@ -35,7 +35,7 @@ pub(crate) struct Involved<'a> {
     /// The application that was used or changed.
     pub application: Application<'a>,
     /// Why it failed.
-    pub error: Fault<'a>,
+    pub error: EventFailure<'a>,
     /// The resources that were accessed or changed.
     pub resources: Vec<Resource<'a>>,
     /// Roles, scopes and rights that were granted or revoked.
@@ -78,7 +78,7 @@ pub(crate) struct Application<'a> {
 
 /// Why something failed.
 #[derive(Debug, Default)]
-pub(crate) struct Fault<'a> {
+pub(crate) struct EventFailure<'a> {
     /// Microsoft's number or word for the error.
     pub code: Option<Cow<'a, str>>,
     /// Its meaning in words, if known.
@@ -97,7 +97,7 @@ pub(crate) struct Resource<'a> {
 }
 
 /// The parts of an event from which this is derived.
-pub(crate) trait Evidence<'a> {
+pub(crate) trait EventEvidence<'a> {
     /// The event.
     fn event(&self) -> &Event<'a>;
     /// Its folded operation.
@@ -120,7 +120,7 @@ pub(crate) trait Evidence<'a> {
 
 impl<'a> Involved<'a> {
     /// Derives the users and objects that an event involves.
-    pub fn of(facts: &impl Evidence<'a>) -> Self {
+    pub fn of(facts: &impl EventEvidence<'a>) -> Self {
         let event = facts.event();
         let mut involved = Involved { application: application(event), ..Involved::default() };
         match facts.kin() {
@@ -168,7 +168,7 @@ impl<'a> Involved<'a> {
 
     /// Directory: `Target` names the target of an operation. For a grant `Target` is the resource, and the modified
     /// properties name the grantee.
-    fn of_directory(&mut self, facts: &impl Evidence<'a>) {
+    fn of_directory(&mut self, facts: &impl EventEvidence<'a>) {
         let operation = facts.operation();
         let event = facts.event();
         let (target, app_id) = directory_target(event);
@@ -204,7 +204,7 @@ impl<'a> Involved<'a> {
     }
 
     /// An application role or scopes that were granted to, or revoked from, a service principal, a user or a group.
-    fn of_grant(&mut self, facts: &impl Evidence<'a>, app_id: Option<Cow<'a, str>>) {
+    fn of_grant(&mut self, facts: &impl EventEvidence<'a>, app_id: Option<Cow<'a, str>>) {
         let operation = facts.operation();
         let taken = revokes(operation);
         let value = |name: &str| facts.modified_value(name, taken);
@@ -244,15 +244,15 @@ impl<'a> Involved<'a> {
     }
 
     /// A sign-in: the application, the service signed in to, the error.
-    fn of_sign_in(&mut self, facts: &impl Evidence<'a>) {
+    fn of_sign_in(&mut self, facts: &impl EventEvidence<'a>) {
         let event = facts.event();
-        let service = event.text_of(Member::ObjectId).and_then(|id| known::application(id.trim()));
+        let service = event.text_of(KnownMember::ObjectId).and_then(|id| known::application(id.trim()));
         self.resource(service.map(Cow::Borrowed), "api");
         self.error = fault(event);
     }
 
     /// A cmdlet that grants or revokes rights to mailboxes, or roles.
-    fn of_cmdlet(&mut self, facts: &impl Evidence<'a>) {
+    fn of_cmdlet(&mut self, facts: &impl EventEvidence<'a>) {
         let operation = facts.operation();
         let of_mailbox = operation.ends_with("permission");
         const ROLES: [&str; 6] =
@@ -272,7 +272,7 @@ impl<'a> Involved<'a> {
         };
         let who: Option<Cow<'a, str>> = value(&["User", "Trustee", "Member", "Members", "App", "SecurityGroup"]);
         self.target = person(who, None);
-        let thing = event.text_of(Member::ObjectId).or_else(|| value(&["Identity", "Name"]));
+        let thing = event.text_of(KnownMember::ObjectId).or_else(|| value(&["Identity", "Name"]));
         if of_mailbox {
             if let Some(rights) = value(&["AccessRights"]) {
                 self.privileges_in(rights, &[',', ';']);
@@ -289,9 +289,10 @@ impl<'a> Involved<'a> {
 
     /// A mailbox: its owner, the folders and items that were accessed, the grantee of rights to a folder.
     fn of_mailbox(&mut self, event: &Event<'a>, operation: &str) {
-        let owner = event.text_of(Member::MailboxOwnerUPN);
+        let owner = event.text_of(KnownMember::MailboxOwnerUPN);
         if operation.ends_with("folderpermissions") {
-            let folder = event.get(Member::Item).and_then(|item| json::get(item, "ParentFolder")).unwrap_or_default();
+            let folder =
+                event.get(KnownMember::Item).and_then(|item| json::get(item, "ParentFolder")).unwrap_or_default();
             self.target = person(inner(folder, "MemberUpn"), None);
             if let Some(rights) = inner(folder, "MemberRights") {
                 self.privileges_in(rights, &[',']);
@@ -304,10 +305,12 @@ impl<'a> Involved<'a> {
         if self.target.principal.is_none() {
             self.target.kind = None;
         }
-        if let Some(item) = event.get(Member::Item) {
+        if let Some(item) = event.get(KnownMember::Item) {
             self.resource(inner(item, "Subject").or_else(|| inner(item, "InternetMessageId")), "message");
         }
-        for (list, name, kind) in [(Member::AffectedItems, "Subject", "message"), (Member::Folders, "Path", "folder")] {
+        for (list, name, kind) in
+            [(KnownMember::AffectedItems, "Subject", "message"), (KnownMember::Folders, "Path", "folder")]
+        {
             if let Some(token) = event.get(list) {
                 json::elements(token, |one| {
                     self.resource(inner(one, name).or_else(|| inner(one, "InternetMessageId")), kind);
@@ -318,8 +321,8 @@ impl<'a> Involved<'a> {
 
     /// Sharing: the recipient.
     fn of_sharing(&mut self, event: &Event<'a>) {
-        if let Some(name) = event.text_of(Member::TargetUserOrGroupName) {
-            let kind = event.text_of(Member::TargetUserOrGroupType);
+        if let Some(name) = event.text_of(KnownMember::TargetUserOrGroupName) {
+            let kind = event.text_of(KnownMember::TargetUserOrGroupType);
             self.target = match everyone(&name) {
                 Some(words) => {
                     Target { principal: None, name: Some(words.into()), id: Some(name), kind: Some("Everyone".into()) }
@@ -331,7 +334,7 @@ impl<'a> Involved<'a> {
 
     /// A team: the member who was added, removed or given another role.
     fn of_team(&mut self, event: &Event<'a>) {
-        let Some(members) = event.get(Member::Members) else { return };
+        let Some(members) = event.get(KnownMember::Members) else { return };
         let mut first = None;
         json::elements(members, |member| {
             if first.is_none() {
@@ -341,14 +344,15 @@ impl<'a> Involved<'a> {
         if let Some((principal, name)) = first {
             self.target = Target { principal, name, id: None, kind: Some("User".into()) };
         }
-        self.resource(event.text_of(Member::TeamName), "team");
+        self.resource(event.text_of(KnownMember::TeamName), "team");
     }
 
     /// An alert: the user it concerns.
     fn of_alert(&mut self, event: &Event<'a>) {
-        let is_user = event.text_of(Member::EntityType).is_some_and(|kind| kind.trim().eq_ignore_ascii_case("User"));
+        let is_user =
+            event.text_of(KnownMember::EntityType).is_some_and(|kind| kind.trim().eq_ignore_ascii_case("User"));
         if is_user {
-            self.target = person(event.text_of(Member::AlertEntityId), Some("User".into()));
+            self.target = person(event.text_of(KnownMember::AlertEntityId), Some("User".into()));
         }
     }
 
@@ -371,10 +375,10 @@ impl<'a> Involved<'a> {
 /// The application of a record of any kind.
 fn application<'a>(event: &Event<'a>) -> Application<'a> {
     let id = event
-        .text_of(Member::ApplicationId)
-        .or_else(|| event.text_of(Member::ClientAppId))
-        .or_else(|| event.text_of(Member::AppId));
-    let name = event.text_of(Member::ApplicationDisplayName);
+        .text_of(KnownMember::ApplicationId)
+        .or_else(|| event.text_of(KnownMember::ClientAppId))
+        .or_else(|| event.text_of(KnownMember::AppId));
+    let name = event.text_of(KnownMember::ApplicationDisplayName);
     // Some records have the id in place of the name.
     let name = name.filter(|name| Some(name) != id.as_ref());
     let name = name.or_else(|| Some(Cow::Borrowed(known::application(id.as_deref()?.trim())?)));
@@ -382,11 +386,11 @@ fn application<'a>(event: &Event<'a>) -> Application<'a> {
 }
 
 /// Why a sign-in failed.
-fn fault<'a>(event: &Event<'a>) -> Fault<'a> {
-    let number = event.integer(Member::ErrorNumber).filter(|number| *number != 0);
-    let word = event.text_of(Member::LogonError);
+fn fault<'a>(event: &Event<'a>) -> EventFailure<'a> {
+    let number = event.integer(KnownMember::ErrorNumber).filter(|number| *number != 0);
+    let word = event.text_of(KnownMember::LogonError);
     let message = number.and_then(known::sign_in_error).map(Cow::Borrowed);
-    Fault {
+    EventFailure {
         code: number.map(|number| Cow::Owned(number.to_string())).or_else(|| word.clone()),
         message: message.or(word),
     }
@@ -457,7 +461,7 @@ fn directory_target<'a>(event: &Event<'a>) -> (Target<'a>, Option<Cow<'a, str>>)
             _ => {}
         }
     };
-    if let Some(token) = event.get(Member::Target) {
+    if let Some(token) = event.get(KnownMember::Target) {
         let mut open = (usize::MAX, "", 0);
         json::objects(
             token,
@@ -478,7 +482,7 @@ fn directory_target<'a>(event: &Event<'a>) -> (Target<'a>, Option<Cow<'a, str>>)
         close(open);
     }
     if target.principal.is_none() && target.id.is_none() && target.name.is_none() {
-        target = person(event.text_of(Member::ObjectId), target.kind);
+        target = person(event.text_of(KnownMember::ObjectId), target.kind);
     }
     (target, app_id)
 }

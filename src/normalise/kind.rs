@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 use super::category::Category;
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::workload;
 use crate::severity::Severity;
 
@@ -45,8 +45,8 @@ pub trait Describe: std::fmt::Debug + Send + Sync {
 impl EventKind {
     /// The kind of an event with this record type and folded operation.
     pub(crate) fn of(event: &Event<'_>, record_type: Option<i64>, operation: &str) -> Self {
-        let workload = event.text_of(Member::Workload);
-        let alert_category = event.text_of(Member::Category);
+        let workload = event.text_of(KnownMember::Workload);
+        let alert_category = event.text_of(KnownMember::Category);
         let category = workload::category(workload.as_deref(), record_type, alert_category.as_deref());
         let mut event_type = SmallVec::from_slice(b"m365.");
         push_slug(&mut event_type, workload.as_deref().unwrap_or_default().trim());
@@ -131,7 +131,7 @@ mod tests {
         ] {
             let event = Event::parse(event.as_bytes()).unwrap();
             let operation = operation::fold(event.operation());
-            let kind = EventKind::of(&event, event.integer(Member::RecordType), &operation);
+            let kind = EventKind::of(&event, event.integer(KnownMember::RecordType), &operation);
             assert_eq!((kind.category.as_str(), kind.event_type.as_str()), (category, event_type));
         }
     }

@@ -5,7 +5,7 @@
 //! received.
 
 use super::category::DLP_RECORD_TYPES;
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::record_types;
 
 /// The record type that this event resembles: its own if it is known, else the one derived from its operation, workload
@@ -13,7 +13,7 @@ use super::record_types;
 pub(crate) fn of(event: &Event<'_>, operation: &str, number: Option<i64>) -> Option<i64> {
     match number {
         Some(known) if record_types::info(known).is_some() && !denies(known, operation) => number,
-        _ => told(event, operation).or(number),
+        _ => record_type_of(event, operation).or(number),
     }
 }
 
@@ -22,8 +22,8 @@ fn denies(known: i64, operation: &str) -> bool {
     operation.starts_with("dlprule") && !DLP_RECORD_TYPES.contains(&known)
 }
 
-fn told(event: &Event<'_>, operation: &str) -> Option<i64> {
-    let workload = event.text_of(Member::Workload).unwrap_or_default();
+fn record_type_of(event: &Event<'_>, operation: &str) -> Option<i64> {
+    let workload = event.text_of(KnownMember::Workload).unwrap_or_default();
     let workload: String = workload.chars().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).collect();
     by_operation(event, operation, &workload)
         .or_else(|| by_workload(event, operation, &workload))
@@ -81,10 +81,11 @@ const MAIL_ITEM: &[&str] = &[
 const MAIL_ITEMS: &[&str] = &["harddelete", "softdelete", "movetodeleteditems", "move", "copy", "recorddelete"];
 
 fn by_operation(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64> {
-    if operation.starts_with("dlp") || operation == "miplabel" || !is_blank_list(event.get(Member::PolicyDetails)) {
+    if operation.starts_with("dlp") || operation == "miplabel" || !is_blank_list(event.get(KnownMember::PolicyDetails))
+    {
         return of_dlp(event, operation, workload);
     }
-    if event.get(Member::PolicyMatchInfo).is_some() || event.get(Member::EndpointMetaData).is_some() {
+    if event.get(KnownMember::PolicyMatchInfo).is_some() || event.get(KnownMember::EndpointMetaData).is_some() {
         return Some(63);
     }
     if let Some(number) = listed(operation) {
@@ -102,15 +103,15 @@ fn is_blank_list(token: Option<&str>) -> bool {
 
 /// Derives the type from the service in which DLP found the match.
 fn of_dlp(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64> {
-    let has = |member: Member| event.get(member).is_some();
+    let has = |member: KnownMember| event.get(member).is_some();
     let matched = operation.starts_with("dlp") || operation == "miplabel";
-    if has(Member::EndpointMetaData) || workload == "endpoint" || has(Member::PolicyMatchInfo) {
+    if has(KnownMember::EndpointMetaData) || workload == "endpoint" || has(KnownMember::PolicyMatchInfo) {
         return Some(63);
     }
-    if has(Member::ExchangeMetaData) || (matched && matches!(workload, "exchange" | "microsoftteams")) {
+    if has(KnownMember::ExchangeMetaData) || (matched && matches!(workload, "exchange" | "microsoftteams")) {
         return Some(13);
     }
-    if has(Member::SharePointMetaData) || (matched && matches!(workload, "sharepoint" | "onedrive")) {
+    if has(KnownMember::SharePointMetaData) || (matched && matches!(workload, "sharepoint" | "onedrive")) {
         return Some(11);
     }
     // The record does not name the service: assume mail, like most matches.
@@ -133,7 +134,7 @@ fn is_cmdlet(operation: &str) -> bool {
 
 fn by_workload(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64> {
     let begins = |words: &[&str]| words.iter().any(|word| operation.starts_with(word));
-    let has = |member: Member| event.get(member).is_some();
+    let has = |member: KnownMember| event.get(member).is_some();
     match workload {
         "azureactivedirectory" if begins(&["userlog"]) => Some(15),
         "azureactivedirectory" => Some(8),
@@ -145,7 +146,7 @@ fn by_workload(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64
         "sharepoint" | "onedrive" if begins(&["list"]) => Some(36),
         "sharepoint" | "onedrive" => Some(4),
         "securitycompliancecenter" if is_cmdlet(operation) => Some(18),
-        "securitycompliancecenter" if has(Member::AlertId) => Some(40),
+        "securitycompliancecenter" if has(KnownMember::AlertId) => Some(40),
         "securitycompliancecenter" if begins(&["aggregate", "search", "validate"]) => Some(52),
         "microsoftteams" => Some(25),
         "skypeforbusiness" => Some(23),
@@ -167,44 +168,44 @@ fn by_workload(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64
 }
 
 fn of_mailbox(event: &Event<'_>, operation: &str) -> Option<i64> {
-    let has = |member: Member| event.get(member).is_some();
-    if has(Member::AffectedItems) || MAIL_ITEMS.contains(&operation) {
+    let has = |member: KnownMember| event.get(member).is_some();
+    if has(KnownMember::AffectedItems) || MAIL_ITEMS.contains(&operation) {
         return Some(3);
     }
-    if has(Member::Folders) || has(Member::Messages) {
+    if has(KnownMember::Folders) || has(KnownMember::Messages) {
         return Some(50);
     }
-    (has(Member::Item) || has(Member::MailboxOwnerUPN) || MAIL_ITEM.contains(&operation)).then_some(2)
+    (has(KnownMember::Item) || has(KnownMember::MailboxOwnerUPN) || MAIL_ITEM.contains(&operation)).then_some(2)
 }
 
 /// Derives the type from members that only records of one service have.
 fn by_members(event: &Event<'_>, operation: &str) -> Option<i64> {
-    let has = |member: Member| event.get(member).is_some();
-    if has(Member::CopilotEventData) {
+    let has = |member: KnownMember| event.get(member).is_some();
+    if has(KnownMember::CopilotEventData) {
         return Some(261);
     }
-    if has(Member::AlertId) && has(Member::Severity) {
+    if has(KnownMember::AlertId) && has(KnownMember::Severity) {
         return Some(40);
     }
-    if has(Member::MailboxOwnerUPN) || has(Member::AffectedItems) {
+    if has(KnownMember::MailboxOwnerUPN) || has(KnownMember::AffectedItems) {
         return of_mailbox(event, operation);
     }
-    if has(Member::InvestigationId) {
+    if has(KnownMember::InvestigationId) {
         return Some(64);
     }
-    if has(Member::TargetUserOrGroupName) && has(Member::Site) {
+    if has(KnownMember::TargetUserOrGroupName) && has(KnownMember::Site) {
         return Some(14);
     }
-    if has(Member::SourceFileName) && (has(Member::Site) || has(Member::SiteUrl)) {
+    if has(KnownMember::SourceFileName) && (has(KnownMember::Site) || has(KnownMember::SiteUrl)) {
         return Some(6);
     }
-    if has(Member::TeamGuid) {
+    if has(KnownMember::TeamGuid) {
         return Some(25);
     }
-    if has(Member::Target) && has(Member::ModifiedProperties) {
-        return Some(if has(Member::LogonError) { 15 } else { 8 });
+    if has(KnownMember::Target) && has(KnownMember::ModifiedProperties) {
+        return Some(if has(KnownMember::LogonError) { 15 } else { 8 });
     }
-    (has(Member::Parameters) && is_cmdlet(operation)).then_some(1)
+    (has(KnownMember::Parameters) && is_cmdlet(operation)).then_some(1)
 }
 
 #[cfg(test)]

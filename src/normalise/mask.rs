@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use memchr::memmem::Finder;
 
 use super::censor::{Censor, may_be_detected_values};
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::json;
 
 /// The replacement for a masked text.
@@ -83,7 +83,7 @@ impl Mask {
         let detected = self.detected_values && may_have_detected(event);
         let mut edits = Edits { text, edits: Vec::new() };
         if detected {
-            edits.find(Wanted::DetectedValues, 0);
+            edits.find(MaskTarget::DetectedValues, 0);
         }
         if self.detected_values && may_have_prompts(event) {
             PROMPTS.iter().for_each(|pointer| edits.point(text, pointer));
@@ -108,7 +108,7 @@ static PROMPTS: LazyLock<Vec<Vec<String>>> = LazyLock::new(|| {
 
 /// Whether a record of an AI application may hold prompts; false is certain and cheap.
 fn may_have_prompts(event: &Event<'_>) -> bool {
-    let Some(token) = event.get(Member::CopilotEventData) else { return false };
+    let Some(token) = event.get(KnownMember::CopilotEventData) else { return false };
     let bytes = token.as_bytes();
     PROMPT_ENDS.iter().zip(PROMPT_NAMES).any(|(end, name)| {
         // After the first letter, which may be upper or lower case, the spelling does not vary.
@@ -171,7 +171,7 @@ fn parse_pointer(text: &str) -> Option<Vec<String>> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+enum MaskTarget {
     /// Every scalar.
     All,
     /// Scalars below the member.
@@ -186,15 +186,15 @@ struct Edits<'t> {
 
 impl<'t> Edits<'t> {
     /// Finds scalars in the whole text.
-    fn find(&mut self, wanted: Wanted, nesting: usize) {
+    fn find(&mut self, wanted: MaskTarget, nesting: usize) {
         self.find_in(self.text, 0, wanted, nesting);
     }
 
     /// Goes once through a valid JSON text that begins at `offset`, without recursion: depth comes from the network.
-    fn find_in(&mut self, text: &'t str, offset: usize, wanted: Wanted, nesting: usize) {
+    fn find_in(&mut self, text: &'t str, offset: usize, wanted: MaskTarget, nesting: usize) {
         let bytes = text.as_bytes();
         // Depth of the container that is masked as a whole; `pending` between its key and it.
-        let mut inside = (wanted == Wanted::All).then_some(0);
+        let mut inside = (wanted == MaskTarget::All).then_some(0);
         let mut pending = false;
         let (mut depth, mut at) = (0_usize, 0_usize);
         while let Some(byte) = bytes.get(at) {
@@ -265,7 +265,7 @@ impl<'t> Edits<'t> {
         let readable = nesting < NESTING_MAX && is_container && json::is_valid(inner.trim());
         let masked = if readable {
             let mut inside = Edits { text: inner.trim(), edits: Vec::new() };
-            inside.find(Wanted::DetectedValues, nesting + 1);
+            inside.find(MaskTarget::DetectedValues, nesting + 1);
             match inside.done() {
                 Some(text) => text,
                 None => return,
@@ -284,7 +284,7 @@ impl<'t> Edits<'t> {
     fn point(&mut self, token: &'t str, pointer: &[String]) {
         let Some((name, rest)) = pointer.split_first() else {
             if let Some(offset) = self.offset_of(token) {
-                self.find_in(token, offset, Wanted::All, NESTING_MAX);
+                self.find_in(token, offset, MaskTarget::All, NESTING_MAX);
             }
             return;
         };

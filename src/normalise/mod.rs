@@ -64,18 +64,18 @@ pub use own::{
 
 use crate::config::{EcsProfile, Format, OcsfVersion, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
-use crate::severity::engine::Verdict;
+use crate::severity::engine::RuleVerdict;
 use crate::severity::{self, Rules, Severity, operation};
 use actor::Actor;
 use dlp_link::{DlpNote, push_note};
-use event::Member;
+use event::KnownMember;
 use facts::EventFacts;
-use outcome::Outcome;
+use outcome::EventOutcome;
 use parts::Parts;
 
 /// How records are made.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct NormaliserSettings {
     /// The shape of a record.
     pub format: Format,
     /// The form of `raw` in the native format.
@@ -94,10 +94,10 @@ pub struct Settings {
     pub mask: Mask,
 }
 
-impl Default for Settings {
+impl Default for NormaliserSettings {
     /// The native format with `raw` as an object, nothing left out, the built-in rules.
-    fn default() -> Settings {
-        Settings {
+    fn default() -> NormaliserSettings {
+        NormaliserSettings {
             format: Format::default(),
             raw: RawForm::default(),
             ocsf_version: OcsfVersion::default(),
@@ -213,12 +213,12 @@ impl<'a> Origin<'a> {
 /// Makes records of events.
 #[derive(Debug, Clone)]
 pub struct Normaliser {
-    settings: Settings,
+    settings: NormaliserSettings,
 }
 
 impl Normaliser {
     /// A normaliser of these settings.
-    pub fn new(settings: Settings) -> Normaliser {
+    pub fn new(settings: NormaliserSettings) -> Normaliser {
         Normaliser { settings }
     }
 
@@ -319,21 +319,21 @@ impl Normaliser {
         let kind = EventKind::of(event, facts.kin(), folded);
         // Read once: for the record and for what is told beside it.
         let own = time::parse(event.creation_time());
-        let shown = |raw| Shown { raw, note, kind: &kind, time: &own };
+        let shown = |raw| RecordContext { raw, note, kind: &kind, time: &own };
         let at = own.as_ref().map(|time| time.at);
         let time = at.or(origin.content_created).unwrap_or(Timestamp::UNIX_EPOCH);
         match self.settings.mask.apply(event) {
-            None => self.write(event, facts, assessment, origin, shown(Raw::AsItCame), out),
+            None => self.write(event, facts, assessment, origin, shown(RawMember::AsItCame), out),
             Some(text) => match Event::parse(text.as_bytes()) {
                 Ok(masked) => {
                     let facts = EventFacts::new(&masked, folded, &self.settings.internal_domains);
                     let kind = EventKind::of(&masked, facts.kin(), folded);
                     let time = time::parse(masked.creation_time());
-                    let shown = Shown { kind: &kind, time: &time, ..shown(Raw::Masked) };
+                    let shown = RecordContext { kind: &kind, time: &time, ..shown(RawMember::Masked) };
                     self.write(&masked, &facts, assessment, origin, shown, out);
                 }
                 // Scalars took the place of scalars, so this does not happen; if it did, nothing may leak.
-                Err(NotAnEvent) => self.write(event, facts, assessment, origin, shown(Raw::Withheld), out),
+                Err(NotAnEvent) => self.write(event, facts, assessment, origin, shown(RawMember::Withheld), out),
             },
         }
         (time, severity, kind)
@@ -345,7 +345,7 @@ impl Normaliser {
         let facts = EventFacts::new(event, &folded, &self.settings.internal_domains);
         let assessment = self.settings.rules.assess(&folded, &facts);
         let dlp = !assessment.matches.is_empty()
-            && assessment.matches.iter().all(|found| found.verdict == Verdict::Drop)
+            && assessment.matches.iter().all(|found| found.verdict == RuleVerdict::Drop)
             && assessment.drop.is_none();
         let masked = self.settings.mask.apply(event);
         let shown = masked.as_deref().and_then(|text| Event::parse(text.as_bytes()).ok());
@@ -353,7 +353,7 @@ impl Normaliser {
         let facts = EventFacts::new(shown, &folded, &self.settings.internal_domains);
         let mut title = Vec::new();
         let info = facts.number_of_type().and_then(record_types::info);
-        let (operation, object) = (self::shown(shown, Member::Operation), Object::of(shown, &facts));
+        let (operation, object) = (self::shown(shown, KnownMember::Operation), EventObject::of(shown, &facts));
         push_title(&mut title, operation, info.map(|info| info.name), &facts, &object);
         let title = String::from_utf8_lossy(&title).into_owned();
         let title = json::get(&format!("{{{}}}", title.trim_start_matches(',')), "title")
@@ -371,7 +371,7 @@ impl Normaliser {
         facts: &EventFacts<'_, 'a>,
         assessment: &severity::Assessment<'_>,
         origin: &Origin<'_>,
-        Shown { raw, note, kind, time }: Shown<'_>,
+        RecordContext { raw, note, kind, time }: RecordContext<'_>,
         out: &mut Vec<u8>,
     ) {
         let reason = || with_note(self.settings.rules.reason(assessment, facts), note);
@@ -380,8 +380,8 @@ impl Normaliser {
             Format::Ecs | Format::Ocsf => {
                 let reason = reason();
                 let parts = Parts { note, ..Parts::of(event, facts, assessment, kind.category, reason.as_deref()) };
-                let kept = self.settings.raw != RawForm::None && raw != Raw::Withheld;
-                let original = kept.then_some((event.text(), raw == Raw::Masked));
+                let kept = self.settings.raw != RawForm::None && raw != RawMember::Withheld;
+                let original = kept.then_some((event.text(), raw == RawMember::Masked));
                 match self.settings.format {
                     Format::Ecs => ecs::push(&parts, origin, original, self.settings.ecs_profile, out),
                     _ => ocsf::push(&parts, origin, self.settings.ocsf_version, original, out),
@@ -406,12 +406,12 @@ impl Normaliser {
     }
 
     /// Appends the event, as it came but for what is masked in it.
-    fn push_raw(&self, event: &Event<'_>, raw: Raw, out: &mut Vec<u8>) {
-        if raw == Raw::Masked && self.settings.raw != RawForm::None {
+    fn push_raw(&self, event: &Event<'_>, raw: RawMember, out: &mut Vec<u8>) {
+        if raw == RawMember::Masked && self.settings.raw != RawForm::None {
             out.extend_from_slice(b",\"raw_masked\":true");
         }
         match self.settings.raw {
-            _ if raw == Raw::Withheld => {}
+            _ if raw == RawMember::Withheld => {}
             RawForm::Object => {
                 out.extend_from_slice(b",\"raw\":");
                 event.push_on_one_line(out);
@@ -480,8 +480,8 @@ fn with_note<'r>(reason: Option<Cow<'r, str>>, note: Option<DlpNote<'_>>) -> Opt
 
 /// What else a record shows beside what the event says.
 #[derive(Debug, Clone, Copy)]
-struct Shown<'n> {
-    raw: Raw,
+struct RecordContext<'n> {
+    raw: RawMember,
     note: Option<DlpNote<'n>>,
     kind: &'n EventKind,
     time: &'n Option<time::EventTime<'n>>,
@@ -489,7 +489,7 @@ struct Shown<'n> {
 
 /// What may be shown of the event itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Raw {
+enum RawMember {
     AsItCame,
     Masked,
     Withheld,
@@ -515,7 +515,7 @@ fn push_native<'a>(event: &Event<'a>, origin: &Origin<'_>, derived: &Derived<'_,
     let record_type_info = record_type.and_then(record_types::info);
     let outcome = derived.facts.outcome();
     let actor = derived.facts.actor();
-    let object = Object::of(event, derived.facts);
+    let object = EventObject::of(event, derived.facts);
 
     out.extend_from_slice(br#"{"source":"m365","category":""#);
     out.extend_from_slice(derived.kind.category.as_str().as_bytes());
@@ -535,16 +535,16 @@ fn push_native<'a>(event: &Event<'a>, origin: &Origin<'_>, derived: &Derived<'_,
         (None, None) => {}
     }
 
-    push_shown(out, "event_id", shown(event, Member::Id));
+    push_shown(out, "event_id", shown(event, KnownMember::Id));
 
     out.extend_from_slice(b",\"event_type\":\"");
     out.extend_from_slice(derived.kind.event_type.as_bytes());
     out.push(b'"');
 
-    let operation = shown(event, Member::Operation);
+    let operation = shown(event, KnownMember::Operation);
     push_title(out, operation, record_type_info.map(|info| info.name), derived.facts, &object);
     push_shown(out, "operation", operation);
-    push_shown(out, "workload", shown(event, Member::Workload));
+    push_shown(out, "workload", shown(event, KnownMember::Workload));
 
     if let Some(record_type) = record_type {
         push_number(out, "record_type", record_type);
@@ -590,15 +590,15 @@ fn push_native<'a>(event: &Event<'a>, origin: &Origin<'_>, derived: &Derived<'_,
         push_text(out, "user_agent", user_agent);
     }
     match &object {
-        Object::Token(token) => push_shown(out, "object", Some(token)),
-        Object::Text(text) => push_text(out, "object", text),
-        Object::Nothing => {}
+        EventObject::Token(token) => push_shown(out, "object", Some(token)),
+        EventObject::Text(text) => push_text(out, "object", text),
+        EventObject::Nothing => {}
     }
     native::push_involved(derived.facts, out);
 
     let organization = match origin.tenant {
         Some(_) => None,
-        None => event.text_of(Member::OrganizationId).map(|id| id.to_lowercase()),
+        None => event.text_of(KnownMember::OrganizationId).map(|id| id.to_lowercase()),
     };
     origin.push(origin.tenant.or(organization.as_deref()), out);
 }
@@ -613,7 +613,7 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 }
 
 /// The token of a member that is worth showing: a string with something in it, or a number.
-fn shown<'a>(event: &Event<'a>, member: Member) -> Option<&'a str> {
+fn shown<'a>(event: &Event<'a>, member: KnownMember) -> Option<&'a str> {
     let token = event.get(member)?;
     match json::inner(token) {
         // What begins with a plain character has something in it, whatever follows.
@@ -659,7 +659,7 @@ fn push_number(out: &mut Vec<u8>, key: &str, number: i64) {
 }
 
 /// What an event was done to.
-enum Object<'o> {
+enum EventObject<'o> {
     /// As received.
     Token(&'o str),
     /// What stands for it where the event says that it is unknown.
@@ -667,11 +667,11 @@ enum Object<'o> {
     Nothing,
 }
 
-impl<'o> Object<'o> {
-    fn of<'a: 'o>(event: &Event<'a>, facts: &'o EventFacts<'_, 'a>) -> Object<'o> {
-        match shown(event, Member::ObjectId) {
-            Some(token) if !involved::is_nobody(json::inner(token).unwrap_or(token)) => Object::Token(token),
-            _ => native::object(facts).map_or(Object::Nothing, Object::Text),
+impl<'o> EventObject<'o> {
+    fn of<'a: 'o>(event: &Event<'a>, facts: &'o EventFacts<'_, 'a>) -> EventObject<'o> {
+        match shown(event, KnownMember::ObjectId) {
+            Some(token) if !involved::is_nobody(json::inner(token).unwrap_or(token)) => EventObject::Token(token),
+            _ => native::object(facts).map_or(EventObject::Nothing, EventObject::Text),
         }
     }
 }
@@ -683,7 +683,7 @@ fn push_title(
     operation: Option<&str>,
     record_type_name: Option<&str>,
     facts: &EventFacts<'_, '_>,
-    object: &Object<'_>,
+    object: &EventObject<'_>,
 ) {
     out.extend_from_slice(b",\"title\":\"");
     match operation {
@@ -698,17 +698,17 @@ fn push_title(
         json::push_escaped(out, id);
     }
     match object {
-        Object::Token(token) if token.len() <= TITLE_OBJECT_BYTES_MAX => {
+        EventObject::Token(token) if token.len() <= TITLE_OBJECT_BYTES_MAX => {
             out.extend_from_slice(b" on ");
             push_inside(out, json::inner(token).unwrap_or(token));
         }
-        Object::Text(text) if text.len() <= TITLE_OBJECT_BYTES_MAX => {
+        EventObject::Text(text) if text.len() <= TITLE_OBJECT_BYTES_MAX => {
             out.extend_from_slice(b" on ");
             json::push_escaped(out, text);
         }
         _ => {}
     }
-    if facts.outcome() == Some(Outcome::Failure) {
+    if facts.outcome() == Some(EventOutcome::Failure) {
         out.extend_from_slice(if facts.is_dlp() { b" (blocked)" } else { b" (failed)" });
     }
     out.push(b'"');
@@ -735,8 +735,13 @@ fn push_actor(out: &mut Vec<u8>, actor: &Actor<'_>) {
 
 /// Members that hold the actor's address, best first. Mailbox records have it in `ClientIPAddress`, where `ClientIP`
 /// can be a server of Microsoft's; `SenderIp` is a mail server's and never the actor's.
-const ADDRESS_MEMBERS: [Member; 5] =
-    [Member::ClientIPAddress, Member::ClientIP, Member::ActorIpAddress, Member::ActorIP, Member::UserIp];
+const ADDRESS_MEMBERS: [KnownMember; 5] = [
+    KnownMember::ClientIPAddress,
+    KnownMember::ClientIP,
+    KnownMember::ActorIpAddress,
+    KnownMember::ActorIP,
+    KnownMember::UserIp,
+];
 
 /// The first address that parses; a loopback one (a proxy of Microsoft's own) only when there is no other.
 fn source_address(event: &Event<'_>) -> Option<address::Address> {
@@ -756,9 +761,9 @@ fn source_address(event: &Event<'_>) -> Option<address::Address> {
 /// (directory); else `ClientInfoString` (mailboxes).
 fn user_agent<'a>(event: &Event<'a>, extended: &parameters::Pairs<'a>) -> Option<Cow<'a, str>> {
     event
-        .text_of(Member::UserAgent)
+        .text_of(KnownMember::UserAgent)
         .or_else(|| user_agent_of_properties(extended).map(Cow::Owned))
-        .or_else(|| event.text_of(Member::ClientInfoString))
+        .or_else(|| event.text_of(KnownMember::ClientInfoString))
 }
 
 fn user_agent_of_properties(extended: &parameters::Pairs<'_>) -> Option<String> {
@@ -835,7 +840,7 @@ mod tests {
             let body: Vec<String> = members.iter().map(|(key, token)| format!("\"{key}\":\n{token}")).collect();
             let event = format!("{{{}}}", body.join(",\r\n"));
             let event = Event::parse(event.as_bytes()).unwrap();
-            let normaliser = Normaliser::new(Settings { raw: RawForm::None, ..Settings::default() });
+            let normaliser = Normaliser::new(NormaliserSettings { raw: RawForm::None, ..NormaliserSettings::default() });
             let mut out = Vec::new();
             normaliser.render_from(&event, &Origin::default(), &mut out);
             prop_assert!(!out.contains(&b'\n') && !out.contains(&b'\r'));

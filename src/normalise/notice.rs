@@ -23,12 +23,12 @@ pub(crate) struct Notice<'a> {
     /// The origin of the affected bytes or interval.
     pub origin: Origin<'a>,
     /// The rest, in order.
-    pub members: Vec<(&'static str, Value<'a>)>,
+    pub members: Vec<(&'static str, NoticeValue<'a>)>,
 }
 
 /// The value of a member of a [`Notice`].
 #[derive(Debug)]
-pub(crate) enum Value<'a> {
+pub(crate) enum NoticeValue<'a> {
     /// A text.
     Text(&'a str),
     /// A text made for the record.
@@ -45,7 +45,7 @@ pub(crate) enum Value<'a> {
     Base64(&'a [u8]),
 }
 
-impl Value<'_> {
+impl NoticeValue<'_> {
     pub(super) fn push(&self, out: &mut Vec<u8>) {
         match self {
             Self::Text(text) => json::push_string(out, text),

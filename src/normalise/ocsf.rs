@@ -10,12 +10,12 @@ use std::borrow::Cow;
 use super::category::Category;
 use super::dlp;
 use super::effects::forwarded_to;
-use super::event::Member;
+use super::event::KnownMember;
 use super::finds::{Device, Finds};
 use super::involved::{Target, is_nobody};
 use super::notice::Notice;
-use super::ocsf_class::{Class, OTHER, classify, sent};
-use super::outcome::Outcome;
+use super::ocsf_class::{OTHER, OcsfClass, classify, sent};
+use super::outcome::EventOutcome;
 use super::parts::{Parts, correlation, push_modified, push_pairs};
 use super::reach::{inner, is_address};
 use super::writer::Writer;
@@ -39,7 +39,7 @@ pub(crate) fn push(
     let device = Device::of(parts.event, parts.record_type);
     let (class, activity) = classify(parts, version, target);
     let newest = version == OcsfVersion::V1_8_0;
-    let operation = parts.text(Member::Operation).unwrap_or(Cow::Borrowed("unknown"));
+    let operation = parts.text(KnownMember::Operation).unwrap_or(Cow::Borrowed("unknown"));
     let operation = operation.trim();
     let caption = class.activity(activity).unwrap_or(if operation.is_empty() { "unknown" } else { operation });
     let severity = parts.assessment.severity();
@@ -62,7 +62,7 @@ pub(crate) fn push(
         push_status(parts, class, w);
         push_metadata(parts, origin, (class, &device), newest, w);
         push_class(parts, class, target, version, operation, w);
-        if class == Class::DetectionFinding {
+        if class == OcsfClass::DetectionFinding {
             push_found(parts, &finds, newest, w);
         }
         push_session(parts, class, &device, newest, w);
@@ -131,16 +131,16 @@ const fn severity_of(severity: Severity) -> (i64, &'static str) {
 
 fn message(parts: &Parts<'_, '_>, operation: &str) -> String {
     if parts.is_dlp() && dlp::is_match(parts.operation) {
-        let blocked = parts.facts.outcome() == Some(Outcome::Failure);
+        let blocked = parts.facts.outcome() == Some(EventOutcome::Failure);
         return dlp::matched_in_words(parts.facts.dlp_rules()) + if blocked { " (blocked)" } else { "" };
     }
     if parts.is_type(&[40])
-        && let Some(name) = parts.text(Member::Name)
+        && let Some(name) = parts.text(KnownMember::Name)
     {
         return name.into_owned();
     }
     let object = parts
-        .text(Member::ObjectId)
+        .text(KnownMember::ObjectId)
         .filter(|object| !is_nobody(object))
         .filter(|object| object.len() <= super::TITLE_OBJECT_BYTES_MAX);
     match object {
@@ -149,10 +149,10 @@ fn message(parts: &Parts<'_, '_>, operation: &str) -> String {
     }
 }
 
-fn push_status(parts: &Parts<'_, '_>, class: Class, w: &mut Writer<'_>) {
+fn push_status(parts: &Parts<'_, '_>, class: OcsfClass, w: &mut Writer<'_>) {
     if class.is_finding() {
         // For a finding the status is the progress of its handling.
-        let word = parts.text(Member::Status).unwrap_or_default().to_ascii_lowercase();
+        let word = parts.text(KnownMember::Status).unwrap_or_default().to_ascii_lowercase();
         let (id, caption) = match word.as_str() {
             _ if parts.operation == "dlpruleundo" => (4, "Resolved"),
             _ if parts.operation == "dlpinfo" => (3, "Suppressed"),
@@ -166,21 +166,21 @@ fn push_status(parts: &Parts<'_, '_>, class: Class, w: &mut Writer<'_>) {
         return;
     }
     let (id, caption) = match parts.facts.outcome() {
-        Some(Outcome::Success) => (1, "Success"),
-        Some(Outcome::Failure) => (2, "Failure"),
-        Some(Outcome::Unknown) | None => (0, "Unknown"),
+        Some(EventOutcome::Success) => (1, "Success"),
+        Some(EventOutcome::Failure) => (2, "Failure"),
+        Some(EventOutcome::Unknown) | None => (0, "Unknown"),
     };
     w.number("status_id", id);
     w.text("status", caption);
-    let code = parts.event.integer(Member::ErrorNumber).map(|number| number.to_string());
-    w.maybe("status_code", code.or_else(|| parts.text(Member::ResultStatus).map(Cow::into_owned)));
-    w.maybe("status_detail", parts.text(Member::LogonError));
+    let code = parts.event.integer(KnownMember::ErrorNumber).map(|number| number.to_string());
+    w.maybe("status_code", code.or_else(|| parts.text(KnownMember::ResultStatus).map(Cow::into_owned)));
+    w.maybe("status_detail", parts.text(KnownMember::LogonError));
 }
 
 fn push_metadata(
     parts: &Parts<'_, '_>,
     origin: &Origin<'_>,
-    (class, device): (Class, &Device<'_>),
+    (class, device): (OcsfClass, &Device<'_>),
     newest: bool,
     w: &mut Writer<'_>,
 ) {
@@ -189,25 +189,25 @@ fn push_metadata(
         w.nested("product", |w| {
             w.text("name", "Microsoft 365");
             w.text("vendor_name", "Microsoft");
-            w.nested("feature", |w| w.maybe("name", parts.text(Member::Workload)));
+            w.nested("feature", |w| w.maybe("name", parts.text(KnownMember::Workload)));
         });
         let control = newest.then_some("security_control");
         let host = has_host(class, newest) || has_device(class, device);
         let ai = newest && has_ai(parts, class);
         let profiles = control.into_iter().chain(host.then_some("host")).chain(ai.then_some("ai_operation"));
         w.texts("profiles", profiles);
-        w.maybe("uid", parts.text(Member::Id));
+        w.maybe("uid", parts.text(KnownMember::Id));
         if newest {
-            w.maybe("original_event_uid", parts.text(Member::Id));
+            w.maybe("original_event_uid", parts.text(KnownMember::Id));
         }
         if let Some(record_type) = parts.facts.number_of_type() {
             w.text("event_code", record_type.to_string());
         }
         w.maybe("log_name", origin.content_type.map(|content_type| content_type.as_str()));
         w.text("log_provider", "Office 365 Management Activity API");
-        let organization = parts.text(Member::OrganizationId).map(|id| id.to_lowercase());
+        let organization = parts.text(KnownMember::OrganizationId).map(|id| id.to_lowercase());
         w.maybe("tenant_uid", organization.as_deref().or(origin.tenant));
-        let by_type = parts.text(Member::IncidentId).or_else(|| parts.text(Member::AlertId));
+        let by_type = parts.text(KnownMember::IncidentId).or_else(|| parts.text(KnownMember::AlertId));
         w.maybe("correlation_uid", correlation(parts).or(by_type));
         w.maybe("original_time", Some(parts.event.creation_time()));
         if let Some(created) = origin.content_created {
@@ -217,32 +217,35 @@ fn push_metadata(
 }
 
 /// Whether a class has an actor only with the profile `host`.
-const fn has_host(class: Class, newest: bool) -> bool {
+const fn has_host(class: OcsfClass, newest: bool) -> bool {
     match class {
-        Class::DetectionFinding | Class::EmailActivity | Class::WebResources | Class::ApplicationLifecycle => true,
-        Class::EntityManagement | Class::UserAccess | Class::GroupManagement => !newest,
+        OcsfClass::DetectionFinding
+        | OcsfClass::EmailActivity
+        | OcsfClass::WebResources
+        | OcsfClass::ApplicationLifecycle => true,
+        OcsfClass::EntityManagement | OcsfClass::UserAccess | OcsfClass::GroupManagement => !newest,
         _ => false,
     }
 }
 
 /// Whether the record has the device of a sign-in.
-fn has_device(class: Class, device: &Device<'_>) -> bool {
-    class == Class::Authentication && !device.is_empty()
+fn has_device(class: OcsfClass, device: &Device<'_>) -> bool {
+    class == OcsfClass::Authentication && !device.is_empty()
 }
 
 /// Whether the record is a call of an AI application.
-fn has_ai(parts: &Parts<'_, '_>, class: Class) -> bool {
-    class == Class::ApiActivity && parts.facts.ai().is_some()
+fn has_ai(parts: &Parts<'_, '_>, class: OcsfClass) -> bool {
+    class == OcsfClass::ApiActivity && parts.facts.ai().is_some()
 }
 
 /// Whether a class has neither the client's endpoint nor the request in version 1.1.
-const fn lacks_client(class: Class, newest: bool) -> bool {
-    !newest && matches!(class, Class::EntityManagement | Class::UserAccess | Class::GroupManagement)
+const fn lacks_client(class: OcsfClass, newest: bool) -> bool {
+    !newest && matches!(class, OcsfClass::EntityManagement | OcsfClass::UserAccess | OcsfClass::GroupManagement)
 }
 
 fn push_class(
     parts: &Parts<'_, '_>,
-    class: Class,
+    class: OcsfClass,
     target: &Target<'_>,
     version: OcsfVersion,
     operation: &str,
@@ -251,17 +254,17 @@ fn push_class(
     let newest = version == OcsfVersion::V1_8_0;
     push_actor(parts, newest, w);
     match class {
-        Class::Authentication => push_sign_in(parts, newest, w),
-        Class::AccountChange => {
+        OcsfClass::Authentication => push_sign_in(parts, newest, w),
+        OcsfClass::AccountChange => {
             w.nested("user", |w| push_target(target, newest, w));
             push_endpoint(parts, false, w);
             push_http(parts, class, newest, w);
         }
-        Class::UserAccess => push_privilege(parts, target, newest, operation, w),
-        Class::GroupManagement => push_group(parts, target, newest, w),
-        Class::EntityManagement => {
+        OcsfClass::UserAccess => push_privilege(parts, target, newest, operation, w),
+        OcsfClass::GroupManagement => push_group(parts, target, newest, w),
+        OcsfClass::EntityManagement => {
             w.nested("entity", |w| {
-                let name = target.label().map(Cow::Borrowed).or_else(|| parts.text(Member::ObjectId));
+                let name = target.label().map(Cow::Borrowed).or_else(|| parts.text(KnownMember::ObjectId));
                 w.text("name", name.unwrap_or(Cow::Borrowed("unknown")));
                 w.maybe("uid", target.id.as_deref());
                 w.maybe("type", target.kind.as_deref());
@@ -271,21 +274,21 @@ fn push_class(
             }
             push_http(parts, class, newest, w);
         }
-        Class::FileHosting => {
+        OcsfClass::FileHosting => {
             w.nested("file", |w| push_file(parts, newest, w));
             push_endpoint(parts, true, w);
             push_http(parts, class, newest, w);
         }
-        Class::WebResources => push_web(parts, newest, w),
-        Class::EmailActivity => push_email(parts, w),
-        Class::ApplicationLifecycle => w.nested("app", |w| {
-            let name = parts.text(Member::AddOnName).or_else(|| parts.text(Member::ObjectId));
+        OcsfClass::WebResources => push_web(parts, newest, w),
+        OcsfClass::EmailActivity => push_email(parts, w),
+        OcsfClass::ApplicationLifecycle => w.nested("app", |w| {
+            let name = parts.text(KnownMember::AddOnName).or_else(|| parts.text(KnownMember::ObjectId));
             w.text("name", name.unwrap_or(Cow::Borrowed("unknown")));
             w.text("vendor_name", "unknown");
-            w.maybe("uid", parts.text(Member::AddOnGuid));
+            w.maybe("uid", parts.text(KnownMember::AddOnGuid));
         }),
-        Class::ApiActivity => push_api(parts, newest, operation, w),
-        Class::DetectionFinding | Class::DataSecurityFinding => push_finding(parts, class, newest, w),
+        OcsfClass::ApiActivity => push_api(parts, newest, operation, w),
+        OcsfClass::DetectionFinding | OcsfClass::DataSecurityFinding => push_finding(parts, class, newest, w),
     }
 }
 
@@ -295,12 +298,12 @@ fn push_sign_in(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     w.nested("service", |w| {
         let application = &parts.facts.involved().application;
         let id = application.id.as_deref();
-        let by_record = parts.text(Member::Application);
+        let by_record = parts.text(KnownMember::Application);
         w.text("name", application.name.as_deref().or(by_record.as_deref()).or(id).unwrap_or("unknown"));
         w.maybe("uid", id);
     });
     push_endpoint(parts, false, w);
-    push_http(parts, Class::Authentication, newest, w);
+    push_http(parts, OcsfClass::Authentication, newest, w);
 }
 
 /// Writes a privilege that was granted or revoked.
@@ -313,25 +316,26 @@ fn push_privilege(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, oper
     if newest {
         push_resources(parts, w);
     }
-    if !lacks_client(Class::UserAccess, newest) {
+    if !lacks_client(OcsfClass::UserAccess, newest) {
         push_endpoint(parts, false, w);
     }
-    push_http(parts, Class::UserAccess, newest, w);
+    push_http(parts, OcsfClass::UserAccess, newest, w);
 }
 
 /// Writes a group and the member who was added or removed.
 fn push_group(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, w: &mut Writer<'_>) {
     w.nested("group", |w| {
-        let group = parts.modified("Group.DisplayName").or_else(|| parts.text(Member::TeamName).map(Cow::into_owned));
         let group =
-            group.or_else(|| parts.text(Member::GroupName).map(Cow::into_owned)).or_else(|| group_of_site(parts));
+            parts.modified("Group.DisplayName").or_else(|| parts.text(KnownMember::TeamName).map(Cow::into_owned));
+        let group =
+            group.or_else(|| parts.text(KnownMember::GroupName).map(Cow::into_owned)).or_else(|| group_of_site(parts));
         let group = group.or_else(|| target.label().map(str::to_owned));
         w.text("name", group.as_deref().unwrap_or("unknown"));
-        let id = parts.modified("Group.ObjectID").or_else(|| parts.text(Member::TeamGuid).map(Cow::into_owned));
+        let id = parts.modified("Group.ObjectID").or_else(|| parts.text(KnownMember::TeamGuid).map(Cow::into_owned));
         w.maybe("uid", id);
     });
     w.nested("user", |w| {
-        let member = parts.event.get(Member::Members).and_then(|members| {
+        let member = parts.event.get(KnownMember::Members).and_then(|members| {
             let mut first = None;
             json::elements(members, |member| first = first.take().or_else(|| inner(member, "UPN")));
             first
@@ -351,31 +355,31 @@ fn push_group(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, w: &mut 
             None => {}
         }
     });
-    if !lacks_client(Class::GroupManagement, newest) {
+    if !lacks_client(OcsfClass::GroupManagement, newest) {
         push_endpoint(parts, false, w);
     }
-    push_http(parts, Class::GroupManagement, newest, w);
+    push_http(parts, OcsfClass::GroupManagement, newest, w);
 }
 
 /// Writes an operation on a resource that has a URL.
 fn push_web(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     w.objects("web_resources", |list| {
         list.push(|w| {
-            let object = parts.text(Member::ObjectId);
+            let object = parts.text(KnownMember::ObjectId);
             let url = object.clone().filter(|object| object.contains("://"));
             w.maybe("url_string", url);
             let name = parts
                 .named("ListTitle")
-                .or_else(|| parts.text(Member::ChannelName))
-                .or_else(|| parts.text(Member::TeamName));
-            let name = name.or_else(|| parts.text(Member::SourceFileName)).or(object);
+                .or_else(|| parts.text(KnownMember::ChannelName))
+                .or_else(|| parts.text(KnownMember::TeamName));
+            let name = name.or_else(|| parts.text(KnownMember::SourceFileName)).or(object);
             w.text("name", name.unwrap_or(Cow::Borrowed("unknown")));
-            w.maybe("uid", parts.text(Member::ListItemUniqueId).or_else(|| parts.text(Member::Site)));
-            w.maybe("type", parts.text(Member::ItemType));
+            w.maybe("uid", parts.text(KnownMember::ListItemUniqueId).or_else(|| parts.text(KnownMember::Site)));
+            w.maybe("type", parts.text(KnownMember::ItemType));
         });
     });
     push_endpoint(parts, false, w);
-    push_http(parts, Class::WebResources, newest, w);
+    push_http(parts, OcsfClass::WebResources, newest, w);
 }
 
 /// Writes a message that was sent.
@@ -385,9 +389,9 @@ fn push_email(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     w.nested("email", |w| {
         w.maybe("from", from.as_deref());
         w.texts("to", to.iter());
-        w.maybe("subject", parts.inner(Member::Item, "Subject"));
-        w.maybe("message_uid", parts.inner(Member::Item, "InternetMessageId"));
-        w.maybe("uid", parts.inner(Member::Item, "Id"));
+        w.maybe("subject", parts.inner(KnownMember::Item, "Subject"));
+        w.maybe("message_uid", parts.inner(KnownMember::Item, "InternetMessageId"));
+        w.maybe("uid", parts.inner(KnownMember::Item, "Id"));
     });
     push_endpoint(parts, false, w);
 }
@@ -396,8 +400,8 @@ fn push_email(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
 fn push_api(parts: &Parts<'_, '_>, newest: bool, operation: &str, w: &mut Writer<'_>) {
     w.nested("api", |w| {
         w.text("operation", operation);
-        w.nested("service", |w| w.maybe("name", parts.text(Member::Workload)));
-        if let Some(id) = parts.text(Member::Id) {
+        w.nested("service", |w| w.maybe("name", parts.text(KnownMember::Workload)));
+        if let Some(id) = parts.text(KnownMember::Id) {
             w.nested("request", |w| {
                 w.text("uid", &id);
                 w.nested("data", |w| push_pairs("parameters", parts.facts.parameters(), w));
@@ -406,22 +410,22 @@ fn push_api(parts: &Parts<'_, '_>, newest: bool, operation: &str, w: &mut Writer
     });
     push_resources(parts, w);
     push_endpoint(parts, true, w);
-    push_http(parts, Class::ApiActivity, newest, w);
+    push_http(parts, OcsfClass::ApiActivity, newest, w);
 }
 
 fn push_actor(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     w.nested("actor", |w| {
         w.nested("user", |w| push_person(parts, newest, w));
         w.nested("session", |w| {
-            let session = parts.text(Member::SessionId);
-            w.maybe("uid", session.or_else(|| parts.inner(Member::AppAccessContext, "AADSessionId")));
+            let session = parts.text(KnownMember::SessionId);
+            w.maybe("uid", session.or_else(|| parts.inner(KnownMember::AppAccessContext, "AADSessionId")));
         });
         if newest {
             let application = &parts.facts.involved().application;
             // In directory records it is the target.
             if !parts.is_type(&[8]) {
                 w.maybe("app_name", application.name.as_deref());
-                let app = parts.text(Member::ClientAppId).or_else(|| parts.text(Member::AppId));
+                let app = parts.text(KnownMember::ClientAppId).or_else(|| parts.text(KnownMember::AppId));
                 w.maybe("app_uid", app.as_deref().or(application.id.as_deref()));
             }
         }
@@ -430,11 +434,11 @@ fn push_actor(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
 
 /// Writes the actor, always with a name, because the schema requires one.
 fn push_person(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
-    let key = parts.text(Member::UserKey).filter(|key| !key.eq_ignore_ascii_case("Not Available"));
+    let key = parts.text(KnownMember::UserKey).filter(|key| !key.eq_ignore_ascii_case("Not Available"));
     w.maybe("uid", key);
     w.text("name", parts.actor.id.as_deref().unwrap_or("unknown"));
     w.maybe("email_addr", parts.actor.email.as_deref().filter(|email| is_address(email)));
-    w.maybe("full_name", parts.text(Member::LogonUserDisplayName));
+    w.maybe("full_name", parts.text(KnownMember::LogonUserDisplayName));
     let (id, caption) = match (parts.actor.kind.as_deref(), parts.record_type) {
         // A cmdlet run by any user has the type 2.
         (Some("admin"), Some(1)) | (Some("regular" | "guest"), _) => (1, "User"),
@@ -472,15 +476,16 @@ fn push_endpoint(parts: &Parts<'_, '_>, required: bool, w: &mut Writer<'_>) {
             }
         }
         None if required => {
-            let name = parts.text(Member::ApplicationDisplayName).or_else(|| parts.text(Member::ClientProcessName));
+            let name =
+                parts.text(KnownMember::ApplicationDisplayName).or_else(|| parts.text(KnownMember::ClientProcessName));
             w.text("name", name.unwrap_or(Cow::Borrowed("unknown")));
         }
         None => {}
     });
 }
 
-fn push_http(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Writer<'_>) {
-    if lacks_client(class, newest) || (!newest && class == Class::FileHosting) {
+fn push_http(parts: &Parts<'_, '_>, class: OcsfClass, newest: bool, w: &mut Writer<'_>) {
+    if lacks_client(class, newest) || (!newest && class == OcsfClass::FileHosting) {
         return;
     }
     w.nested("http_request", |w| w.maybe("user_agent", parts.facts.agent()));
@@ -490,7 +495,7 @@ fn push_file(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     let file = parts.file();
     let of_url = file.url.as_deref().and_then(|url| url.trim_end_matches('/').rsplit('/').next());
     w.text("name", file.name.as_deref().or(of_url).unwrap_or("unknown"));
-    let known = parts.event.get(Member::ItemType).is_some() || parts.is_dlp();
+    let known = parts.event.get(KnownMember::ItemType).is_some() || parts.is_dlp();
     let (id, caption) = match (known, file.folder) {
         (_, true) => (2, "Folder"),
         (true, false) => (1, "Regular File"),
@@ -506,7 +511,7 @@ fn push_file(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     if let Some(size) = file.size {
         w.number("size", size);
     }
-    w.maybe("confidentiality", parts.text(Member::SensitivityLabelId));
+    w.maybe("confidentiality", parts.text(KnownMember::SensitivityLabelId));
     if let Some(hash) = file.sha256.as_deref() {
         w.objects("hashes", |list| {
             list.push(|w| {
@@ -518,27 +523,27 @@ fn push_file(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     }
 }
 
-fn push_finding(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Writer<'_>) {
+fn push_finding(parts: &Parts<'_, '_>, class: OcsfClass, newest: bool, w: &mut Writer<'_>) {
     let first = dlp::foremost(parts.facts.dlp_rules());
     w.nested("finding_info", |w| {
         let id = parts
-            .text(Member::IncidentId)
-            .or_else(|| parts.text(Member::AlertId))
-            .or_else(|| parts.text(Member::InvestigationId));
-        w.text("uid", id.or_else(|| parts.text(Member::Id)).unwrap_or(Cow::Borrowed("unknown")));
+            .text(KnownMember::IncidentId)
+            .or_else(|| parts.text(KnownMember::AlertId))
+            .or_else(|| parts.text(KnownMember::InvestigationId));
+        w.text("uid", id.or_else(|| parts.text(KnownMember::Id)).unwrap_or(Cow::Borrowed("unknown")));
         let title = first
             .and_then(|rule| rule.policy.clone())
-            .or_else(|| parts.text(Member::Name))
-            .or_else(|| parts.text(Member::AlertDisplayName))
-            .or_else(|| parts.text(Member::InvestigationName))
-            .or_else(|| parts.text(Member::Verdict))
+            .or_else(|| parts.text(KnownMember::Name))
+            .or_else(|| parts.text(KnownMember::AlertDisplayName))
+            .or_else(|| parts.text(KnownMember::InvestigationName))
+            .or_else(|| parts.text(KnownMember::Verdict))
             .or_else(|| parts.named("VirusInfo"))
-            .or_else(|| parts.text(Member::Operation));
+            .or_else(|| parts.text(KnownMember::Operation));
         w.text("title", title.unwrap_or(Cow::Borrowed("unknown")));
-        w.texts("types", parts.text(Member::Category).or_else(|| parts.text(Member::AlertType)));
+        w.texts("types", parts.text(KnownMember::Category).or_else(|| parts.text(KnownMember::AlertType)));
         let (name, id) = match first {
             Some(rule) => (rule.name.clone(), rule.id.clone()),
-            None => (parts.text(Member::Name), parts.text(Member::PolicyId)),
+            None => (parts.text(KnownMember::Name), parts.text(KnownMember::PolicyId)),
         };
         if name.is_some() || id.is_some() {
             w.nested("analytic", |w| {
@@ -549,7 +554,7 @@ fn push_finding(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Write
             });
         }
     });
-    if class == Class::DataSecurityFinding {
+    if class == OcsfClass::DataSecurityFinding {
         if let Some(rule) = first {
             w.nested("data_security", |w| {
                 w.nested("policy", |w| {
@@ -567,17 +572,19 @@ fn push_finding(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Write
         push_endpoint(parts, false, w);
     }
     w.objects("resources", |list| {
-        list.push(|w| w.maybe("name", parts.text(Member::ObjectId).or_else(|| parts.text(Member::AlertEntityId))));
+        list.push(|w| {
+            w.maybe("name", parts.text(KnownMember::ObjectId).or_else(|| parts.text(KnownMember::AlertEntityId)))
+        });
     });
 }
 
 /// Writes the attributes of the profile `security_control`.
-fn push_control(parts: &Parts<'_, '_>, class: Class, severity: Severity, w: &mut Writer<'_>) {
+fn push_control(parts: &Parts<'_, '_>, class: OcsfClass, severity: Severity, w: &mut Writer<'_>) {
     w.flag("is_alert", class.is_finding() || severity >= Severity::High);
     let (action, disposition) = match (parts.is_dlp(), parts.facts.outcome()) {
-        (true, Some(Outcome::Failure)) => ((2, "Denied"), (2, "Blocked")),
+        (true, Some(EventOutcome::Failure)) => ((2, "Denied"), (2, "Blocked")),
         // The user was warned, and the record does not say what the user did then.
-        (true, Some(Outcome::Unknown)) => ((3, "Observed"), (19, "Alert")),
+        (true, Some(EventOutcome::Unknown)) => ((3, "Observed"), (19, "Alert")),
         (true, _) => ((1, "Allowed"), (1, "Allowed")),
         (false, _) => ((0, "Unknown"), (0, "Unknown")),
     };
@@ -606,7 +613,7 @@ fn push_control(parts: &Parts<'_, '_>, class: Class, severity: Severity, w: &mut
 /// Writes the observables. Version 1.1 omits the types that it does not have.
 fn push_observables(
     parts: &Parts<'_, '_>,
-    (class, target): (Class, &Target<'_>),
+    (class, target): (OcsfClass, &Target<'_>),
     finds: &Finds,
     newest: bool,
     w: &mut Writer<'_>,
@@ -629,8 +636,8 @@ fn push_observables(
         if let Some(email) = parts.actor.email.as_deref().filter(|email| is_address(email)) {
             add("actor.user.email_addr", 5, "Email Address", email);
         }
-        let has_user = matches!(class, Class::AccountChange | Class::UserAccess)
-            || (class == Class::GroupManagement && parts.is_type(&[4, 8, 14]) && target.label().is_some());
+        let has_user = matches!(class, OcsfClass::AccountChange | OcsfClass::UserAccess)
+            || (class == OcsfClass::GroupManagement && parts.is_type(&[4, 8, 14]) && target.label().is_some());
         if has_user && let Some(name) = target.label() {
             add("user.name", 4, "User Name", name);
             if let Some(email) = target.email().filter(|email| is_address(email)) {
@@ -648,12 +655,12 @@ fn push_observables(
 }
 
 /// Adds files, their hashes and addresses, if the record has them.
-fn observe_files(parts: &Parts<'_, '_>, class: Class, finds: &Finds, add: &mut dyn FnMut(&str, i64, &str, &str)) {
+fn observe_files(parts: &Parts<'_, '_>, class: OcsfClass, finds: &Finds, add: &mut dyn FnMut(&str, i64, &str, &str)) {
     let file = parts.file();
     let prefix = match class {
-        Class::FileHosting => "file",
-        Class::DataSecurityFinding if file.name.is_some() => "file",
-        Class::DetectionFinding => "evidences.file",
+        OcsfClass::FileHosting => "file",
+        OcsfClass::DataSecurityFinding if file.name.is_some() => "file",
+        OcsfClass::DetectionFinding => "evidences.file",
         _ => return,
     };
     let in_evidence = prefix == "evidences.file";
@@ -673,13 +680,13 @@ fn observe_files(parts: &Parts<'_, '_>, class: Class, finds: &Finds, add: &mut d
 }
 
 /// Whether records of a class have the client's endpoint.
-fn has_endpoint(class: Class, newest: bool) -> bool {
-    !lacks_client(class, newest) && !matches!(class, Class::DetectionFinding | Class::ApplicationLifecycle)
+fn has_endpoint(class: OcsfClass, newest: bool) -> bool {
+    !lacks_client(class, newest) && !matches!(class, OcsfClass::DetectionFinding | OcsfClass::ApplicationLifecycle)
 }
 
 /// Whether records of a class have the request.
-fn has_request(class: Class, newest: bool) -> bool {
-    has_endpoint(class, newest) && !matches!(class, Class::EmailActivity | Class::DataSecurityFinding)
+fn has_request(class: OcsfClass, newest: bool) -> bool {
+    has_endpoint(class, newest) && !matches!(class, OcsfClass::EmailActivity | OcsfClass::DataSecurityFinding)
 }
 
 fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &mut Writer<'_>) {
@@ -702,7 +709,7 @@ fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &m
 
 /// The group of a site, as `EventData` has it.
 fn group_of_site(parts: &Parts<'_, '_>) -> Option<String> {
-    let data = parts.text(Member::EventData)?;
+    let data = parts.text(KnownMember::EventData)?;
     let (_, rest) = data.split_once("<Group>")?;
     rest.split_once("</Group>").map(|(name, _)| name.trim().to_owned()).filter(|name| !name.is_empty())
 }
@@ -719,7 +726,7 @@ fn push_resources(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
             });
         }
         if involved.resources.is_empty() {
-            let object = parts.text(Member::ObjectId).filter(|object| !is_nobody(object));
+            let object = parts.text(KnownMember::ObjectId).filter(|object| !is_nobody(object));
             list.push(|w| w.maybe("name", object));
         }
     });
@@ -799,13 +806,13 @@ fn push_hashes(finds: &Finds, own: Option<&str>, w: &mut Writer<'_>) {
 }
 
 /// Writes the session and the device of a sign-in.
-fn push_session(parts: &Parts<'_, '_>, class: Class, device: &Device<'_>, newest: bool, w: &mut Writer<'_>) {
-    if class != Class::Authentication {
+fn push_session(parts: &Parts<'_, '_>, class: OcsfClass, device: &Device<'_>, newest: bool, w: &mut Writer<'_>) {
+    if class != OcsfClass::Authentication {
         return;
     }
     w.nested("session", |w| {
-        let session = parts.text(Member::SessionId).or_else(|| device.session.clone());
-        w.maybe("uid", session.or_else(|| parts.inner(Member::AppAccessContext, "AADSessionId")));
+        let session = parts.text(KnownMember::SessionId).or_else(|| device.session.clone());
+        w.maybe("uid", session.or_else(|| parts.inner(KnownMember::AppAccessContext, "AADSessionId")));
     });
     if !has_device(class, device) {
         return;
@@ -841,7 +848,7 @@ fn push_session(parts: &Parts<'_, '_>, class: Class, device: &Device<'_>, newest
 }
 
 /// Writes the profile of AI applications: the model, if one is named, and the message.
-fn push_ai(parts: &Parts<'_, '_>, class: Class, w: &mut Writer<'_>) {
+fn push_ai(parts: &Parts<'_, '_>, class: OcsfClass, w: &mut Writer<'_>) {
     if !has_ai(parts, class) {
         return;
     }

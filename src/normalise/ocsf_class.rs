@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::category::Category;
 use super::effects::{FactorChange, factor_change};
-use super::event::Member;
+use super::event::KnownMember;
 use super::involved::{Target, revokes};
 use super::json;
 use super::parts::Parts;
@@ -13,7 +13,7 @@ use crate::config::OcsfVersion;
 
 /// A class of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Class {
+pub(crate) enum OcsfClass {
     DetectionFinding = 2004,
     DataSecurityFinding = 2006,
     AccountChange = 3001,
@@ -31,7 +31,7 @@ pub(crate) enum Class {
 /// `99`: an activity for which the class has no number.
 pub(crate) const OTHER: i64 = 99;
 
-impl Class {
+impl OcsfClass {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::DetectionFinding => "Detection Finding",
@@ -106,18 +106,18 @@ impl Class {
 pub(crate) fn sent(parts: &Parts<'_, '_>) -> (Option<String>, Vec<String>) {
     let from = parts
         .named("SendAsUserSmtp")
-        .or_else(|| parts.text(Member::SendOnBehalfOfUserSmtp))
-        .or_else(|| parts.text(Member::MailboxOwnerUPN))
+        .or_else(|| parts.text(KnownMember::SendOnBehalfOfUserSmtp))
+        .or_else(|| parts.text(KnownMember::MailboxOwnerUPN))
         .or_else(|| parts.actor.email.clone());
     let mut to = Vec::new();
-    json::elements(parts.event.get(Member::RecipientList).unwrap_or_default(), |recipient| {
+    json::elements(parts.event.get(KnownMember::RecipientList).unwrap_or_default(), |recipient| {
         to.extend(json::scalar(recipient).filter(|text| is_address(text)).map(Cow::into_owned));
     });
     (from.filter(|from| is_address(from)).map(Cow::into_owned), to)
 }
 
 /// The class and the activity of an event.
-pub(crate) fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Target<'_>) -> (Class, i64) {
+pub(crate) fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Target<'_>) -> (OcsfClass, i64) {
     let newest = version == OcsfVersion::V1_8_0;
     let operation = parts.operation;
     let begins = |words: &[&str]| words.iter().any(|word| operation.starts_with(word));
@@ -130,30 +130,30 @@ pub(crate) fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Tar
             "dlpinfo" => OTHER,
             _ => 1,
         };
-        return (if newest { Class::DataSecurityFinding } else { Class::DetectionFinding }, activity);
+        return (if newest { OcsfClass::DataSecurityFinding } else { OcsfClass::DetectionFinding }, activity);
     }
     match parts.record_type {
-        Some(9 | 15) => (Class::Authentication, if has(&["logout", "loggedout", "logoff"]) { 2 } else { 1 }),
+        Some(9 | 15) => (OcsfClass::Authentication, if has(&["logout", "loggedout", "logoff"]) { 2 } else { 1 }),
         Some(8) => match classify_directory(operation, newest, target) {
-            (Class::AccountChange, OTHER) => (Class::AccountChange, factor_activity(parts)),
+            (OcsfClass::AccountChange, OTHER) => (OcsfClass::AccountChange, factor_activity(parts)),
             other => other,
         },
-        Some(4 | 6 | 14) if operation == "filemalwaredetected" => (Class::DetectionFinding, 1),
+        Some(4 | 6 | 14) if operation == "filemalwaredetected" => (OcsfClass::DetectionFinding, 1),
         Some(4 | 14) if begins(&["addedtogroup", "groupadded", "removedfromgroup", "groupremoved", "groupupdated"]) => {
-            (Class::GroupManagement, group_activity(operation, newest))
+            (OcsfClass::GroupManagement, group_activity(operation, newest))
         }
         Some(22) if begins(&["groupcreation", "groupdeletion"]) && newest => {
-            (Class::GroupManagement, group_activity(operation, newest))
+            (OcsfClass::GroupManagement, group_activity(operation, newest))
         }
-        Some(22) if begins(&["filevisited"]) => (Class::FileHosting, 14),
-        Some(6 | 14) => (Class::FileHosting, file_activity(operation)),
-        Some(4 | 36 | 37 | 54 | 55 | 56 | 102) => (Class::WebResources, web_activity(operation)),
+        Some(22) if begins(&["filevisited"]) => (OcsfClass::FileHosting, 14),
+        Some(6 | 14) => (OcsfClass::FileHosting, file_activity(operation)),
+        Some(4 | 36 | 37 | 54 | 55 | 56 | 102) => (OcsfClass::WebResources, web_activity(operation)),
         Some(28 | 40 | 41 | 47 | 64 | 78 | 98 | 113) => {
-            let closed = parts.text(Member::Status).is_some_and(|status| {
+            let closed = parts.text(KnownMember::Status).is_some_and(|status| {
                 ["resolved", "dismissed", "closed"].iter().any(|word| status.eq_ignore_ascii_case(word))
             });
             (
-                Class::DetectionFinding,
+                OcsfClass::DetectionFinding,
                 if closed {
                     3
                 } else if operation == "alertupdated" {
@@ -167,14 +167,14 @@ pub(crate) fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Tar
             let (from, to) = sent(parts);
             // Version 1.1 requires both sender and recipient, later versions one of them.
             match (from, to.is_empty()) {
-                (Some(_), false) => (Class::EmailActivity, 1),
-                (None, true) => (Class::ApiActivity, 1),
-                _ if newest => (Class::EmailActivity, 1),
-                _ => (Class::ApiActivity, 1),
+                (Some(_), false) => (OcsfClass::EmailActivity, 1),
+                (None, true) => (OcsfClass::ApiActivity, 1),
+                _ if newest => (OcsfClass::EmailActivity, 1),
+                _ => (OcsfClass::ApiActivity, 1),
             }
         }
         Some(2) if operation.ends_with("folderpermissions") => {
-            (Class::UserAccess, if begins(&["remove"]) { 2 } else { 1 })
+            (OcsfClass::UserAccess, if begins(&["remove"]) { 2 } else { 1 })
         }
         Some(2 | 3 | 50) => {
             let activity = if has(&["delete"]) {
@@ -186,7 +186,7 @@ pub(crate) fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Tar
             } else {
                 3
             };
-            (Class::ApiActivity, activity)
+            (OcsfClass::ApiActivity, activity)
         }
         Some(1 | 18)
             if has(&[
@@ -197,24 +197,24 @@ pub(crate) fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Tar
                 "-managementroleass",
             ]) && begins(&["add-", "new-", "remove-", "update-", "set-mailboxfolder"]) =>
         {
-            (Class::UserAccess, if begins(&["remove"]) { 2 } else { 1 })
+            (OcsfClass::UserAccess, if begins(&["remove"]) { 2 } else { 1 })
         }
         Some(25) if begins(&["appinstalled", "botadded", "connectoradded", "tabadded"]) => {
-            (Class::ApplicationLifecycle, 1)
+            (OcsfClass::ApplicationLifecycle, 1)
         }
         Some(25) if begins(&["appuninstalled", "botremoved", "connectorremoved", "tabremoved"]) => {
-            (Class::ApplicationLifecycle, 2)
+            (OcsfClass::ApplicationLifecycle, 2)
         }
-        Some(25) if begins(&["memberadded"]) => (Class::GroupManagement, 3),
-        Some(25) if begins(&["memberremoved"]) => (Class::GroupManagement, 4),
+        Some(25) if begins(&["memberadded"]) => (OcsfClass::GroupManagement, 3),
+        Some(25) if begins(&["memberremoved"]) => (OcsfClass::GroupManagement, 4),
         Some(25) if begins(&["teamcreated", "teamdeleted"]) && newest => {
-            (Class::GroupManagement, if has(&["deleted"]) { 5 } else { 6 })
+            (OcsfClass::GroupManagement, if has(&["deleted"]) { 5 } else { 6 })
         }
-        Some(25 | 57 | 58 | 59 | 60) => (Class::WebResources, web_activity(operation)),
-        Some(20) if begins(&["export"]) => (Class::WebResources, 7),
-        Some(24 | 31 | 38) if has(&["export"]) => (Class::WebResources, 7),
-        _ if parts.category == Category::Identity && begins(&["userlog"]) => (Class::Authentication, 1),
-        _ => (Class::ApiActivity, api_activity(operation)),
+        Some(25 | 57 | 58 | 59 | 60) => (OcsfClass::WebResources, web_activity(operation)),
+        Some(20) if begins(&["export"]) => (OcsfClass::WebResources, 7),
+        Some(24 | 31 | 38) if has(&["export"]) => (OcsfClass::WebResources, 7),
+        _ if parts.category == Category::Identity && begins(&["userlog"]) => (OcsfClass::Authentication, 1),
+        _ => (OcsfClass::ApiActivity, api_activity(operation)),
     }
 }
 
@@ -292,38 +292,38 @@ fn web_activity(operation: &str) -> i64 {
     NAMED.iter().find(|(words, _)| has(words)).map_or(OTHER, |(_, id)| *id)
 }
 
-fn classify_directory(operation: &str, newest: bool, target: &Target<'_>) -> (Class, i64) {
+fn classify_directory(operation: &str, newest: bool, target: &Target<'_>) -> (OcsfClass, i64) {
     let begins = |words: &[&str]| words.iter().any(|word| operation.starts_with(word));
     let has = |words: &[&str]| words.iter().any(|word| operation.contains(word));
     let removes = begins(&["remove", "delete", "hard delete"]);
     if has(&["member to role", "member from role"]) {
-        return (Class::UserAccess, if removes { 2 } else { 1 });
+        return (OcsfClass::UserAccess, if removes { 2 } else { 1 });
     }
     if has(&["app role", "permission grant", "oauth2permissiongrant", "consent to application"]) {
-        return (Class::UserAccess, if revokes(operation) { 2 } else { 1 });
+        return (OcsfClass::UserAccess, if revokes(operation) { 2 } else { 1 });
     }
     match operation {
-        "add user" | "invite external user" => return (Class::AccountChange, 1),
-        "delete user" | "hard delete user" => return (Class::AccountChange, 6),
-        "disable account" => return (Class::AccountChange, 5),
-        "enable account" => return (Class::AccountChange, 2),
-        "change user password" | "update passwordprofile" => return (Class::AccountChange, 3),
-        "reset user password" => return (Class::AccountChange, 4),
-        "disable strong authentication" => return (Class::AccountChange, 11),
-        "enable strong authentication" => return (Class::AccountChange, 10),
-        "add member to group" => return (Class::GroupManagement, 3),
-        "add owner to group" | "remove owner from group" => return (Class::GroupManagement, OTHER),
-        "add owner to application" | "add owner to service principal" => return (Class::EntityManagement, 3),
-        "remove member from group" => return (Class::GroupManagement, 4),
-        "add group" if newest => return (Class::GroupManagement, 6),
-        "delete group" if newest => return (Class::GroupManagement, 5),
-        "update group" if newest => return (Class::GroupManagement, OTHER),
+        "add user" | "invite external user" => return (OcsfClass::AccountChange, 1),
+        "delete user" | "hard delete user" => return (OcsfClass::AccountChange, 6),
+        "disable account" => return (OcsfClass::AccountChange, 5),
+        "enable account" => return (OcsfClass::AccountChange, 2),
+        "change user password" | "update passwordprofile" => return (OcsfClass::AccountChange, 3),
+        "reset user password" => return (OcsfClass::AccountChange, 4),
+        "disable strong authentication" => return (OcsfClass::AccountChange, 11),
+        "enable strong authentication" => return (OcsfClass::AccountChange, 10),
+        "add member to group" => return (OcsfClass::GroupManagement, 3),
+        "add owner to group" | "remove owner from group" => return (OcsfClass::GroupManagement, OTHER),
+        "add owner to application" | "add owner to service principal" => return (OcsfClass::EntityManagement, 3),
+        "remove member from group" => return (OcsfClass::GroupManagement, 4),
+        "add group" if newest => return (OcsfClass::GroupManagement, 6),
+        "delete group" if newest => return (OcsfClass::GroupManagement, 5),
+        "update group" if newest => return (OcsfClass::GroupManagement, OTHER),
         _ => {}
     }
     if has(&["user", "strong authentication", "stsrefreshtoken"])
         && matches!(target.kind.as_deref(), None | Some("User"))
     {
-        return (Class::AccountChange, OTHER);
+        return (OcsfClass::AccountChange, OTHER);
     }
     let activity = if removes {
         4
@@ -336,5 +336,5 @@ fn classify_directory(operation: &str, newest: bool, target: &Target<'_>) -> (Cl
     } else {
         3
     };
-    (Class::EntityManagement, activity)
+    (OcsfClass::EntityManagement, activity)
 }

@@ -1,11 +1,11 @@
 //! The outcome of an operation. `ResultStatus` has several vocabularies, and for sign-ins it is not reliable.
 
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::known;
 
 /// How an operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum EventOutcome {
     /// It took effect; for data loss prevention: access was allowed.
     Success,
     /// It did not take effect.
@@ -14,7 +14,7 @@ pub(crate) enum Outcome {
     Unknown,
 }
 
-impl Outcome {
+impl EventOutcome {
     /// The word in a record.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -31,32 +31,32 @@ const FILES: &[i64] = &[4, 6, 7, 14, 36, 37, 54, 55, 56];
 
 /// How the event ended; `None` where the record says nothing. `record_type` is the type that the event resembles; for
 /// DLP records use [`super::dlp::outcome`].
-pub(crate) fn of(event: &Event<'_>, folded_operation: &str, record_type: Option<i64>) -> Option<Outcome> {
+pub(crate) fn of(event: &Event<'_>, folded_operation: &str, record_type: Option<i64>) -> Option<EventOutcome> {
     match folded_operation {
         // Two thirds of failed sign-ins say `Success`: it means that the call was handled.
-        "userloginfailed" => return Some(Outcome::Failure),
+        "userloginfailed" => return Some(EventOutcome::Failure),
         // An interrupted sign-in (50140, keep me signed in) carries an error number but succeeded.
         "userloggedin" => {
-            let number = event.integer(Member::ErrorNumber).unwrap_or(0);
+            let number = event.integer(KnownMember::ErrorNumber).unwrap_or(0);
             let went_on = number == 0 || known::INTERRUPTS.contains(&number);
-            return Some(if went_on { Outcome::Success } else { Outcome::Failure });
+            return Some(if went_on { EventOutcome::Success } else { EventOutcome::Failure });
         }
         _ => {}
     }
-    if event.integer(Member::ErrorNumber).is_some_and(|number| number != 0) {
-        return Some(Outcome::Failure);
+    if event.integer(KnownMember::ErrorNumber).is_some_and(|number| number != 0) {
+        return Some(EventOutcome::Failure);
     }
-    let Some(status) = event.text_of(Member::ResultStatus) else {
+    let Some(status) = event.text_of(KnownMember::ResultStatus) else {
         let files = record_type.is_some_and(|record_type| FILES.contains(&record_type));
-        return files.then_some(Outcome::Success);
+        return files.then_some(EventOutcome::Success);
     };
     let is = |words: &[&str]| words.iter().any(|word| status.trim().eq_ignore_ascii_case(word));
     Some(if is(&["success", "succeeded", "true", "partiallysucceeded", "1", "successful", "completed", "ok"]) {
-        Outcome::Success
+        EventOutcome::Success
     } else if is(&["failure", "failed", "false", "fail", "error", "denied"]) {
-        Outcome::Failure
+        EventOutcome::Failure
     } else {
-        Outcome::Unknown
+        EventOutcome::Unknown
     })
 }
 
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn outcomes_follow_the_operation_before_the_status() {
-        use Outcome::{Failure, Success, Unknown};
+        use EventOutcome::{Failure, Success, Unknown};
         for (json, expected) in [
             (r#"{"RecordType":15,"Operation":"UserLoginFailed","ResultStatus":"Success"}"#, Some(Failure)),
             (
@@ -94,7 +94,11 @@ mod tests {
             (r#"{"Operation":"UserLoggedIn","ErrorNumber":"0"}"#, Some(Success)),
         ] {
             let event = Event::parse(json.as_bytes()).unwrap();
-            assert_eq!(of(&event, &fold(event.operation()), event.integer(Member::RecordType)), expected, "{json}");
+            assert_eq!(
+                of(&event, &fold(event.operation()), event.integer(KnownMember::RecordType)),
+                expected,
+                "{json}"
+            );
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The content of such a record is a [`Notice`]; each format has one envelope for all of them, so that they are indexed
 //! with the events. They have no `event_id`. In the raw format, which has no envelope, they are as in the native one.
 
-use super::notice::{Notice, Value};
+use super::notice::{Notice, NoticeValue};
 use super::writer::Writer;
 use super::{BlobContext, Origin, ecs, ocsf, time};
 use crate::config::{Format, OcsfVersion};
@@ -89,10 +89,10 @@ impl<'a> GapNotice<'a> {
                 source: None,
             },
             members: vec![
-                ("gap_from", Value::Time(from)),
-                ("gap_to", Value::Time(to)),
-                ("reason", Value::Text(reason)),
-                ("detail", Value::Text(detail)),
+                ("gap_from", NoticeValue::Time(from)),
+                ("gap_to", NoticeValue::Time(to)),
+                ("reason", NoticeValue::Text(reason)),
+                ("detail", NoticeValue::Text(detail)),
             ],
         }
     }
@@ -135,15 +135,15 @@ impl<'a> HealedNotice<'a> {
             severity: Severity::Low,
             origin: Origin { tenant: Some(tenant.as_str()), content_type: Some(content_type), ..Origin::default() },
             members: vec![
-                ("gap_from", Value::Time(from)),
-                ("gap_to", Value::Time(to)),
-                ("reason", Value::Text(reason)),
-                ("queries", Value::Texts(queries)),
-                ("records", Value::Number(records)),
-                ("events", Value::Number(events)),
-                ("readings", Value::Number(readings)),
+                ("gap_from", NoticeValue::Time(from)),
+                ("gap_to", NoticeValue::Time(to)),
+                ("reason", NoticeValue::Text(reason)),
+                ("queries", NoticeValue::Texts(queries)),
+                ("records", NoticeValue::Number(records)),
+                ("events", NoticeValue::Number(events)),
+                ("readings", NoticeValue::Number(readings)),
                 // An interval whose readings did not agree stays a gap.
-                ("readings_agree", Value::Flag(true)),
+                ("readings_agree", NoticeValue::Flag(true)),
             ],
         }
     }
@@ -182,10 +182,10 @@ impl<'a> ReceiptNotice<'a> {
                 source: None,
             },
             members: vec![
-                ("receipt_part", Value::Number(seq)),
-                ("receipt_hour", Value::Time(hour)),
-                ("receipts", Value::Number(receipts)),
-                ("checkpoint", Value::Text(checkpoint)),
+                ("receipt_part", NoticeValue::Number(seq)),
+                ("receipt_hour", NoticeValue::Time(hour)),
+                ("receipts", NoticeValue::Number(receipts)),
+                ("checkpoint", NoticeValue::Text(checkpoint)),
             ],
         }
     }
@@ -230,9 +230,9 @@ pub struct FoundIn<'a> {
 }
 
 impl<'a> FoundIn<'a> {
-    fn push_members(&self, members: &mut Vec<(&'static str, Value<'a>)>) {
-        let text = |name, text: Option<&'a str>| text.map(|text| (name, Value::Text(text)));
-        let number = |name, number: Option<u64>| number.map(|number| (name, Value::Number(number)));
+    fn push_members(&self, members: &mut Vec<(&'static str, NoticeValue<'a>)>) {
+        let text = |name, text: Option<&'a str>| text.map(|text| (name, NoticeValue::Text(text)));
+        let number = |name, number: Option<u64>| number.map(|number| (name, NoticeValue::Number(number)));
         members.extend(text("file", self.file));
         members.extend(number("line", self.line));
         members.extend(number("row", self.row));
@@ -301,17 +301,17 @@ impl<'a> BadBytes<'a> {
             BadBody::Withheld { bytes, .. } => bytes,
         };
         let mut title = format!("{count} bytes could not be read as an audit event: {reason}");
-        let mut members = vec![("reason", Value::Text(reason)), ("offset", Value::Number(offset))];
-        members.extend(total.map(|total| ("total", Value::Number(total))));
+        let mut members = vec![("reason", NoticeValue::Text(reason)), ("offset", NoticeValue::Number(offset))];
+        members.extend(total.map(|total| ("total", NoticeValue::Number(total))));
         found_in.push_members(&mut members);
         match body {
-            BadBody::Shown(bytes) => members.push(("body_base64", Value::Base64(bytes))),
+            BadBody::Shown(bytes) => members.push(("body_base64", NoticeValue::Base64(bytes))),
             BadBody::Withheld { bytes, sha256, why, stretches } => {
                 title.push_str("; they are withheld");
-                members.push(("body_withheld", Value::Text(why.in_words())));
-                members.push(("body_bytes", Value::Number(bytes)));
-                members.push(("body_sha256", Value::Made(hex(sha256))));
-                members.extend(stretches.map(|stretches| ("body_stretches", Value::Number(stretches))));
+                members.push(("body_withheld", NoticeValue::Text(why.in_words())));
+                members.push(("body_bytes", NoticeValue::Number(bytes)));
+                members.push(("body_sha256", NoticeValue::Made(hex(sha256))));
+                members.extend(stretches.map(|stretches| ("body_stretches", NoticeValue::Number(stretches))));
             }
         }
         Notice { event_type: BAD_BLOB, title, time: now, severity: Severity::High, origin, members }

@@ -11,12 +11,12 @@ use crate::severity::Modification;
 use crate::severity::pattern::Names;
 
 /// The function that gets each parameter; it returns true to stop.
-type Test<'t> = &'t mut dyn FnMut(&str, &str) -> bool;
+type ParameterVisitor<'t> = &'t mut dyn FnMut(&str, &str) -> bool;
 
 /// Passes the name and value of each parameter of the token to `test` until it returns true; returns whether it did. A
 /// parameter with several values is passed once for each, an object as its JSON text, a switch in cmdlet syntax as
 /// `True`.
-pub(crate) fn any(token: &str, test: Test<'_>) -> bool {
+pub(crate) fn any(token: &str, test: ParameterVisitor<'_>) -> bool {
     match token.as_bytes().first() {
         Some(b'"') => {
             let Some(text) = json::scalar(token) else { return false };
@@ -339,7 +339,7 @@ fn text_or_json(token: &str) -> Cow<'_, str> {
     }
 }
 
-fn any_in_json(token: &str, test: Test<'_>) -> bool {
+fn any_in_json(token: &str, test: ParameterVisitor<'_>) -> bool {
     let mut stopped = false;
     if token.starts_with('[') {
         json::elements(token, |element| {
@@ -368,7 +368,7 @@ fn pair(token: &str, in_list: bool) -> Option<(Cow<'_, str>, &str)> {
 }
 
 /// A pair, or an object whose keys are the names.
-fn any_in_object(token: &str, in_list: bool, test: Test<'_>) -> bool {
+fn any_in_object(token: &str, in_list: bool, test: ParameterVisitor<'_>) -> bool {
     match pair(token, in_list) {
         Some((name, value)) => any_value(&name, value, test),
         None => {
@@ -382,7 +382,7 @@ fn any_in_object(token: &str, in_list: bool, test: Test<'_>) -> bool {
     }
 }
 
-fn any_value(name: &str, token: &str, test: Test<'_>) -> bool {
+fn any_value(name: &str, token: &str, test: ParameterVisitor<'_>) -> bool {
     if token.starts_with('[') {
         let (mut stopped, mut empty) = (false, true);
         json::elements(token, |element| {
@@ -406,9 +406,9 @@ fn any_value(name: &str, token: &str, test: Test<'_>) -> bool {
 }
 
 /// `-Identity "joe" -ForwardTo 'a@b.c','d@e.f' -DeleteMessage:$true -Force`
-fn any_in_cmdlet(text: &str, test: Test<'_>) -> bool {
+fn any_in_cmdlet(text: &str, test: ParameterVisitor<'_>) -> bool {
     let mut open: Option<(&str, usize)> = None;
-    for (start, word) in Words::of(text) {
+    for (start, word) in WordIter::of(text) {
         let Some(name) = word.strip_prefix('-').filter(|name| name.starts_with(|c: char| c.is_ascii_alphabetic()))
         else {
             continue;
@@ -442,18 +442,18 @@ fn cmdlet_value(text: &str) -> &str {
 }
 
 /// Words between blanks, with their positions; quoted text is part of its word.
-struct Words<'a> {
+struct WordIter<'a> {
     text: &'a str,
     at: usize,
 }
 
-impl<'a> Words<'a> {
+impl<'a> WordIter<'a> {
     fn of(text: &'a str) -> Self {
         Self { text, at: 0 }
     }
 }
 
-impl<'a> Iterator for Words<'a> {
+impl<'a> Iterator for WordIter<'a> {
     type Item = (usize, &'a str);
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::actor::Actor;
 use super::category::{Category, DLP_RECORD_TYPES};
 use super::dlp_link::{DlpNote, push_note};
-use super::event::{Event, Member};
+use super::event::{Event, KnownMember};
 use super::facts::EventFacts;
 use super::involved::Target;
 use super::json;
@@ -72,7 +72,7 @@ impl<'d, 'a> Parts<'d, 'a> {
     }
 
     /// The text of a member of the event's.
-    pub fn text(&self, member: Member) -> Option<Cow<'a, str>> {
+    pub fn text(&self, member: KnownMember) -> Option<Cow<'a, str>> {
         self.event.text_of(member)
     }
 
@@ -82,13 +82,13 @@ impl<'d, 'a> Parts<'d, 'a> {
     }
 
     /// The text of a member of a member.
-    pub fn inner(&self, member: Member, name: &str) -> Option<Cow<'a, str>> {
+    pub fn inner(&self, member: KnownMember, name: &str) -> Option<Cow<'a, str>> {
         inner(self.event.get(member)?, name)
     }
 
     /// The metadata of the file, message or device in which DLP found the match.
     pub fn dlp_metadata(&self) -> Option<&'a str> {
-        let found = [Member::SharePointMetaData, Member::ExchangeMetaData, Member::EndpointMetaData];
+        let found = [KnownMember::SharePointMetaData, KnownMember::ExchangeMetaData, KnownMember::EndpointMetaData];
         found.iter().find_map(|member| self.event.get(*member))
     }
 
@@ -114,8 +114,8 @@ impl<'d, 'a> Parts<'d, 'a> {
             return None;
         }
         let mut entity = None;
-        if self.text(Member::EntityType).is_some_and(|kind| kind.trim().eq_ignore_ascii_case("User")) {
-            entity = self.text(Member::AlertEntityId);
+        if self.text(KnownMember::EntityType).is_some_and(|kind| kind.trim().eq_ignore_ascii_case("User")) {
+            entity = self.text(KnownMember::AlertEntityId);
         }
         // A display name is less precise than an address.
         if entity.as_deref().is_some_and(is_address) {
@@ -133,7 +133,7 @@ impl<'d, 'a> Parts<'d, 'a> {
 
     /// An alert's data on its cause: JSON in a string, in newer records an object.
     fn alert_data(&self) -> Option<Cow<'a, str>> {
-        let token = self.event.get(Member::Data)?;
+        let token = self.event.get(KnownMember::Data)?;
         match json::scalar(token) {
             Some(text) => text.trim_start().starts_with('{').then_some(text),
             None => token.starts_with('{').then_some(Cow::Borrowed(token)),
@@ -154,7 +154,7 @@ impl<'d, 'a> Parts<'d, 'a> {
     /// Every address of the record, also those that are not the actor's: the server that sent a message, the object of
     /// an alert, the extended properties.
     pub fn addresses(&self) -> Vec<String> {
-        const OTHERS: [Member; 1] = [Member::SenderIp];
+        const OTHERS: [KnownMember; 1] = [KnownMember::SenderIp];
         let members = super::ADDRESS_MEMBERS.iter().chain(&OTHERS);
         let mut found: Vec<String> = members
             .filter_map(|member| self.text(*member))
@@ -204,7 +204,7 @@ impl<'d, 'a> Parts<'d, 'a> {
         };
         match self.record_type {
             Some(2) => {
-                let Some(item) = self.event.get(Member::Item) else { return Mail::default() };
+                let Some(item) = self.event.get(KnownMember::Item) else { return Mail::default() };
                 Mail {
                     id: inner(item, "InternetMessageId"),
                     subject: inner(item, "Subject"),
@@ -214,16 +214,16 @@ impl<'d, 'a> Parts<'d, 'a> {
                 }
             }
             Some(28) => Mail {
-                id: self.text(Member::InternetMessageId),
-                subject: self.text(Member::Subject),
-                from: self.text(Member::P2Sender),
-                sender: self.text(Member::P1Sender),
-                to: list(self.event.get(Member::Recipients)),
-                local_id: self.text(Member::NetworkMessageId),
+                id: self.text(KnownMember::InternetMessageId),
+                subject: self.text(KnownMember::Subject),
+                from: self.text(KnownMember::P2Sender),
+                sender: self.text(KnownMember::P1Sender),
+                to: list(self.event.get(KnownMember::Recipients)),
+                local_id: self.text(KnownMember::NetworkMessageId),
                 ..Mail::default()
             },
             Some(13) => {
-                let Some(mail) = self.event.get(Member::ExchangeMetaData) else { return Mail::default() };
+                let Some(mail) = self.event.get(KnownMember::ExchangeMetaData) else { return Mail::default() };
                 Mail {
                     id: inner(mail, "MessageID"),
                     subject: inner(mail, "Subject"),
@@ -275,7 +275,7 @@ impl<'d, 'a> Parts<'d, 'a> {
                 id: inner(data, "UniqueID").or_else(|| inner(data, "UniqueId")),
                 owner: inner(data, "FileOwner"),
                 size: json::get(data, "FileSize").and_then(json::integer),
-                url: url.or_else(|| self.text(Member::ObjectId).filter(|text| text.contains("://"))),
+                url: url.or_else(|| self.text(KnownMember::ObjectId).filter(|text| text.contains("://"))),
                 sha256: inner(data, "Sha256"),
                 changed: inner(data, "LastModifiedTime").or_else(|| inner(data, "ItemLastModifiedTime")),
                 folder: false,
@@ -284,15 +284,16 @@ impl<'d, 'a> Parts<'d, 'a> {
         if !self.is_type(&[4, 6, 14, 36]) {
             return File::default();
         }
-        let folder = self.text(Member::ItemType).is_some_and(|kind| kind.eq_ignore_ascii_case("Folder") || kind == "5");
+        let folder =
+            self.text(KnownMember::ItemType).is_some_and(|kind| kind.eq_ignore_ascii_case("Folder") || kind == "5");
         File {
-            name: self.text(Member::SourceFileName),
-            extension: self.text(Member::SourceFileExtension),
-            directory: self.text(Member::SourceRelativeUrl),
-            id: self.text(Member::ListItemUniqueId),
+            name: self.text(KnownMember::SourceFileName),
+            extension: self.text(KnownMember::SourceFileExtension),
+            directory: self.text(KnownMember::SourceRelativeUrl),
+            id: self.text(KnownMember::ListItemUniqueId),
             owner: None,
-            size: self.event.get(Member::FileSizeBytes).and_then(json::integer),
-            url: self.text(Member::ObjectId).filter(|text| text.contains("://")),
+            size: self.event.get(KnownMember::FileSizeBytes).and_then(json::integer),
+            url: self.text(KnownMember::ObjectId).filter(|text| text.contains("://")),
             sha256: None,
             changed: None,
             folder,
@@ -393,7 +394,7 @@ impl File<'_> {
 /// The id that all records of one action share.
 pub(crate) fn correlation<'a>(parts: &Parts<'_, 'a>) -> Option<Cow<'a, str>> {
     parts
-        .text(Member::InterSystemsId)
-        .or_else(|| parts.text(Member::CorrelationId))
-        .or_else(|| parts.inner(Member::AppAccessContext, "CorrelationId"))
+        .text(KnownMember::InterSystemsId)
+        .or_else(|| parts.text(KnownMember::CorrelationId))
+        .or_else(|| parts.inner(KnownMember::AppAccessContext, "CorrelationId"))
 }

@@ -16,10 +16,10 @@ pub struct Scraps {
     records_left: usize,
     /// Where the last stretch ended.
     end: Option<u64>,
-    rest: Option<Rest>,
+    rest: Option<ScrapRest>,
 }
 
-struct Rest {
+struct ScrapRest {
     offset: u64,
     bytes: u64,
     stretches: u64,
@@ -28,7 +28,7 @@ struct Rest {
 
 /// The decision about a stretch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum ScrapFate {
     /// It is shown.
     Shown,
     /// It is withheld because it may hold masked values; this is its SHA-256.
@@ -69,15 +69,19 @@ impl Scraps {
     }
 
     /// What becomes of these bytes, which begin at `offset`.
-    pub fn judge(&mut self, bytes: &[u8], offset: u64) -> Fate {
+    pub fn judge(&mut self, bytes: &[u8], offset: u64) -> ScrapFate {
         if self.records_left == 0 || bytes.len() > self.bytes_left || self.rest.is_some() {
-            let rest =
-                self.rest.get_or_insert_with(|| Rest { offset, bytes: 0, stretches: 0, hash: Context::new(&SHA256) });
+            let rest = self.rest.get_or_insert_with(|| ScrapRest {
+                offset,
+                bytes: 0,
+                stretches: 0,
+                hash: Context::new(&SHA256),
+            });
             rest.stretches += u64::from(self.end != Some(offset) || rest.stretches == 0);
             rest.bytes += bytes.len() as u64;
             rest.hash.update(bytes);
             self.end = Some(offset + bytes.len() as u64);
-            return Fate::Counted;
+            return ScrapFate::Counted;
         }
         if self.end.is_some_and(|end| end != offset) {
             self.censor.elsewhere();
@@ -85,15 +89,15 @@ impl Scraps {
         self.end = Some(offset + bytes.len() as u64);
         self.records_left -= 1;
         if !self.censor.admits(bytes) {
-            return Fate::Withheld(sha256(digest(&SHA256, bytes).as_ref()));
+            return ScrapFate::Withheld(sha256(digest(&SHA256, bytes).as_ref()));
         }
         self.bytes_left -= bytes.len();
-        Fate::Shown
+        ScrapFate::Shown
     }
 
     /// What was left beyond the bound; nothing the second time.
     pub fn rest(&mut self) -> Option<Remainder> {
-        let Rest { offset, bytes, stretches, hash } = self.rest.take()?;
+        let ScrapRest { offset, bytes, stretches, hash } = self.rest.take()?;
         Some(Remainder { offset, bytes, stretches, sha256: sha256(hash.finish().as_ref()) })
     }
 }
@@ -115,18 +119,18 @@ mod tests {
     #[test]
     fn beyond_the_bound_one_remainder_speaks_for_all() {
         let mut scraps = scraps(10, 3);
-        assert_eq!(scraps.judge(b"12345", 0), Fate::Shown);
+        assert_eq!(scraps.judge(b"12345", 0), ScrapFate::Shown);
         assert_eq!(scraps.rest(), None);
-        assert_eq!(scraps.judge(b"123456", 10), Fate::Counted);
-        assert_eq!(scraps.judge(b"7", 16), Fate::Counted);
-        assert_eq!(scraps.judge(b"8", 20), Fate::Counted);
+        assert_eq!(scraps.judge(b"123456", 10), ScrapFate::Counted);
+        assert_eq!(scraps.judge(b"7", 16), ScrapFate::Counted);
+        assert_eq!(scraps.judge(b"8", 20), ScrapFate::Counted);
         let rest = scraps.rest().unwrap();
         assert_eq!((rest.offset, rest.bytes, rest.stretches), (10, 8, 2));
         assert_eq!(rest.sha256, sha256(digest(&SHA256, b"12345678").as_ref()));
         assert_eq!(scraps.rest(), None);
         let mut scraps = self::scraps(10, 3);
         assert_eq!(
-            [0, 2, 4, 6].map(|at| scraps.judge(b"x", at)).map(|fate| fate == Fate::Shown),
+            [0, 2, 4, 6].map(|at| scraps.judge(b"x", at)).map(|fate| fate == ScrapFate::Shown),
             [true, true, true, false]
         );
     }
@@ -134,16 +138,16 @@ mod tests {
     #[test]
     fn what_follows_a_name_is_withheld_also_when_the_name_is_in_the_element_before() {
         let mut scraps = scraps(100, 9);
-        assert_eq!(scraps.judge(b"x", 0), Fate::Shown);
+        assert_eq!(scraps.judge(b"x", 0), ScrapFate::Shown);
         scraps.follows(br#"{"Id":"a","Data":"{\"DetectedValues\":[\"x"}"#);
-        assert!(matches!(scraps.judge(br#",\"4111\"]}"}"#, 50), Fate::Withheld(_)));
+        assert!(matches!(scraps.judge(br#",\"4111\"]}"}"#, 50), ScrapFate::Withheld(_)));
         // Neither a number nor a gap ends that, but the next event does.
         scraps.follows(b"17");
-        assert!(matches!(scraps.judge(b"4111", 90), Fate::Withheld(_)));
+        assert!(matches!(scraps.judge(b"4111", 90), ScrapFate::Withheld(_)));
         scraps.follows(br#"{"Id":"b","Operation":"o"}"#);
-        assert_eq!(scraps.judge(b"nonsense", 200), Fate::Shown);
+        assert_eq!(scraps.judge(b"nonsense", 200), ScrapFate::Shown);
         let mut scraps = self::scraps(100, 9);
-        assert_eq!(scraps.judge(b"{\"Detect", 0), Fate::Shown);
-        assert!(matches!(scraps.judge(b"edValues\":[4111", 8), Fate::Withheld(_)));
+        assert_eq!(scraps.judge(b"{\"Detect", 0), ScrapFate::Shown);
+        assert!(matches!(scraps.judge(b"edValues\":[4111", 8), ScrapFate::Withheld(_)));
     }
 }

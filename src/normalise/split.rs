@@ -38,7 +38,7 @@ use memchr::{memchr, memchr2};
 
 use super::event::is_like_an_event;
 use super::json;
-use scan::{Found, Scan, blank_len, is_blank, is_plain, is_scalar};
+use scan::{Scan, ScanStep, blank_len, is_blank, is_plain, is_scalar};
 
 /// Longest element, in bytes; a longer one is delivered as damage, piece by piece. The largest records known (Exchange
 /// and Defender, with nested JSON in strings) stay well under 1 MiB.
@@ -69,12 +69,12 @@ pub struct Splitter {
     pos: usize,
     /// Offset in the body of the first chunk's first byte.
     base: u64,
-    state: State,
+    state: SplitState,
     expects: Expects,
     scan: Scan,
     /// Where the piece being read begins in the first chunk (0 when it began in an earlier one).
     start: usize,
-    /// What earlier chunks held of the piece being read; in [`State::Doubt`], of the object only.
+    /// What earlier chunks held of the piece being read; in [`SplitState::Doubt`], of the object only.
     held: Vec<u8>,
     /// Offset in the body of the piece being read.
     piece_offset: u64,
@@ -102,7 +102,7 @@ struct Skip {
     /// The last byte, and the last that is not white space.
     previous: u8,
     before: u8,
-    /// In [`State::Doubt`], where the object begins in the first chunk (0 when it began in an earlier one).
+    /// In [`SplitState::Doubt`], where the object begins in the first chunk (0 when it began in an earlier one).
     object: usize,
     /// The object is on a line of its own, as far as was read.
     on_own_line: bool,
@@ -214,7 +214,7 @@ pub enum Ending {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum SplitState {
     /// Before the first byte that counts; so many bytes of a byte order mark were seen.
     Start(usize),
     /// Between elements.
@@ -274,7 +274,7 @@ impl Splitter {
             chunks: VecDeque::new(),
             pos: 0,
             base: 0,
-            state: State::Start(0),
+            state: SplitState::Start(0),
             expects: Expects::First,
             scan: Scan::default(),
             start: 0,
@@ -321,7 +321,7 @@ impl Splitter {
 
     /// Whether the array has ended.
     pub fn is_closed(&self) -> bool {
-        self.state == State::Closed
+        self.state == SplitState::Closed
     }
 
     /// What was pushed and not scanned, when no element is open.
@@ -360,14 +360,14 @@ impl Splitter {
             if let Some(piece) = self.ready.pop_front() {
                 return Some(piece);
             }
-            if self.stops_at_end && self.state == State::Closed {
+            if self.stops_at_end && self.state == SplitState::Closed {
                 return None;
             }
             // Taken out and put back: to count references for each piece costs more than looking at its first bytes.
             let mut chunk = std::mem::take(self.chunks.front_mut()?);
             if self.pos < chunk.len() {
                 let mut whole = None;
-                if self.state == State::Level
+                if self.state == SplitState::Level
                     && self.expects != Expects::Separator
                     && let Some(rest) = chunk.get(self.pos..).filter(|rest| rest.first() == Some(&b'{'))
                     && let Some(length) = read(rest).filter(|length| *length <= self.limit.min(rest.len()))
@@ -400,7 +400,7 @@ impl Splitter {
             while let Some(piece) = self.next() {
                 found.push_back(piece);
             }
-            let is_open = matches!(self.state, State::Element | State::FirstOfList);
+            let is_open = matches!(self.state, SplitState::Element | SplitState::FirstOfList);
             if !is_open || self.piece_offset < self.looked_until {
                 break;
             }
@@ -411,10 +411,10 @@ impl Splitter {
             self.enter_skip(Damage::Cut, 1, element.first().copied().unwrap_or(b','));
             self.chunks.push_back(element);
         }
-        let why = if matches!(self.state, State::Doubt) { self.skip.why } else { Damage::Cut };
+        let why = if matches!(self.state, SplitState::Doubt) { self.skip.why } else { Damage::Cut };
         let held = Bytes::from(std::mem::take(&mut self.held));
         // A `[` that nothing follows separates in a stream.
-        let separates = self.state == State::Bracket && self.form != Form::Array;
+        let separates = self.state == SplitState::Bracket && self.form != Form::Array;
         if !held.is_empty() && !separates {
             self.say(held, why);
         }
@@ -422,16 +422,14 @@ impl Splitter {
         self.ready = found;
         let head = Bytes::from(std::mem::take(&mut self.head));
         match (self.state, self.skip.why) {
-            (State::Start(0 | 3), _) => Ending::Empty,
-            (State::Start(n), _) => Ending::NotAnArray { head: Bytes::from_static(BOM.get(..n).unwrap_or(&BOM)) },
-            (State::Closed, _) => Ending::Complete,
-            (State::Skip | State::Doubt, Damage::AfterEnd) => Ending::TrailingData { head, offset: self.skip.offset },
-            (State::Skip | State::Doubt, Damage::NotAnArray) => {
-                if !self.head_cut && head.trim_ascii() == b"null" {
-                    Ending::Null
-                } else {
-                    Ending::NotAnArray { head }
-                }
+            (SplitState::Start(0 | 3), _) => Ending::Empty,
+            (SplitState::Start(n), _) => Ending::NotAnArray { head: Bytes::from_static(BOM.get(..n).unwrap_or(&BOM)) },
+            (SplitState::Closed, _) => Ending::Complete,
+            (SplitState::Skip | SplitState::Doubt, Damage::AfterEnd) => {
+                Ending::TrailingData { head, offset: self.skip.offset }
+            }
+            (SplitState::Skip | SplitState::Doubt, Damage::NotAnArray) => {
+                if !self.head_cut && head.trim_ascii() == b"null" { Ending::Null } else { Ending::NotAnArray { head } }
             }
             _ => Ending::Cut,
         }
@@ -447,76 +445,76 @@ impl Splitter {
         let rest = chunk.get(self.pos..).unwrap_or_default();
         let Some(&byte) = rest.first() else { return };
         match self.state {
-            State::Start(bom) => self.start(byte, bom),
-            State::Level => self.level(rest, byte),
-            State::Element => match self.scan.run(rest) {
-                Found::More => self.pos = chunk.len(),
-                Found::End(n) => {
+            SplitState::Start(bom) => self.start(byte, bom),
+            SplitState::Level => self.level(rest, byte),
+            SplitState::Element => match self.scan.run(rest) {
+                ScanStep::More => self.pos = chunk.len(),
+                ScanStep::End(n) => {
                     self.pos += n;
                     self.element(chunk);
                 }
-                Found::Bad(n) => {
+                ScanStep::Bad(n) => {
                     self.pos += n;
                     self.unbalanced(chunk);
                 }
             },
-            State::Text(length) => match byte {
+            SplitState::Text(length) => match byte {
                 _ if is_blank(byte) => self.pos += blank_len(rest),
                 b',' | b']' => self.text(chunk, length),
                 _ => self.unbalanced(chunk),
             },
-            State::Scalar => match rest.iter().position(|b| !is_plain(*b)) {
+            SplitState::Scalar => match rest.iter().position(|b| !is_plain(*b)) {
                 None => self.pos = chunk.len(),
                 Some(n) => {
                     self.pos += n;
                     self.scalar(chunk);
                 }
             },
-            State::Bracket if is_blank(byte) => self.pos += blank_len(rest),
-            State::Bracket => self.bracket(byte),
-            State::FirstOfList => match self.scan.run(rest) {
-                Found::More => self.pos = chunk.len(),
-                Found::End(n) => {
+            SplitState::Bracket if is_blank(byte) => self.pos += blank_len(rest),
+            SplitState::Bracket => self.bracket(byte),
+            SplitState::FirstOfList => match self.scan.run(rest) {
+                ScanStep::More => self.pos = chunk.len(),
+                ScanStep::End(n) => {
                     self.pos += n;
                     self.first_of_list(chunk);
                 }
-                Found::Bad(n) => {
+                ScanStep::Bad(n) => {
                     self.pos += n;
                     self.go_on_as_list(chunk);
                 }
             },
-            State::Stray => self.stray(chunk, byte),
-            State::Skip => self.skip(chunk),
-            State::Doubt => match self.scan.run(rest) {
-                Found::More => self.pos = chunk.len(),
-                Found::End(n) => {
+            SplitState::Stray => self.stray(chunk, byte),
+            SplitState::Skip => self.skip(chunk),
+            SplitState::Doubt => match self.scan.run(rest) {
+                ScanStep::More => self.pos = chunk.len(),
+                ScanStep::End(n) => {
                     self.pos += n;
                     self.doubt_ended(chunk);
                 }
-                Found::Bad(n) => {
+                ScanStep::Bad(n) => {
                     self.pos += n;
                     self.go_on_at_the_fault(chunk, self.skip.why);
                 }
             },
-            State::Oversize => match self.scan.run(rest) {
-                Found::More => self.pos = chunk.len(),
-                Found::End(n) => {
+            SplitState::Oversize => match self.scan.run(rest) {
+                ScanStep::More => self.pos = chunk.len(),
+                ScanStep::End(n) => {
                     self.pos += n;
                     self.damaged(chunk, Damage::Oversize);
-                    self.state = State::Level;
+                    self.state = SplitState::Level;
                     self.expect_separator();
                 }
-                Found::Bad(n) => {
+                ScanStep::Bad(n) => {
                     self.pos += n;
                     self.damaged(chunk, Damage::Oversize);
                     self.enter_skip(Damage::Unbalanced, self.pos, b',');
                 }
             },
-            State::Closed => {
+            SplitState::Closed => {
                 let blank = blank_len(rest);
                 self.pos += blank;
                 if blank < rest.len() {
-                    self.begin(State::Skip);
+                    self.begin(SplitState::Skip);
                     self.enter_skip(Damage::AfterEnd, self.pos, b',');
                 }
             }
@@ -526,20 +524,24 @@ impl Splitter {
     /// Lets go of the first chunk, which was scanned to its end, keeping what a piece still needs of it.
     fn leave(&mut self, chunk: &Bytes) {
         match self.state {
-            State::Element | State::Text(_) | State::Scalar | State::Bracket | State::FirstOfList => {
+            SplitState::Element
+            | SplitState::Text(_)
+            | SplitState::Scalar
+            | SplitState::Bracket
+            | SplitState::FirstOfList => {
                 let part = chunk.get(self.start..).unwrap_or_default();
                 if self.held.len() + part.len() <= self.limit {
                     self.held.extend_from_slice(part);
                 } else {
                     self.damaged(chunk, Damage::Oversize);
                     match self.state {
-                        State::Element => self.state = State::Oversize,
+                        SplitState::Element => self.state = SplitState::Oversize,
                         // An endless number, or endless white space, has no bracket to wait for.
                         _ => self.enter_skip(Damage::Oversize, self.pos, b','),
                     }
                 }
             }
-            State::Doubt => {
+            SplitState::Doubt => {
                 if self.held.is_empty() {
                     let before = chunk.slice(self.start..self.skip.object);
                     if !before.is_empty() {
@@ -552,13 +554,13 @@ impl Splitter {
                     self.held.extend_from_slice(part);
                 } else {
                     self.damaged(chunk, self.skip.why);
-                    self.state = State::Skip;
+                    self.state = SplitState::Skip;
                 }
             }
-            State::Stray => self.damaged(chunk, Damage::StrayToken),
-            State::Skip => self.damaged(chunk, self.skip.why),
-            State::Oversize => self.damaged(chunk, Damage::Oversize),
-            State::Start(_) | State::Level | State::Closed => {}
+            SplitState::Stray => self.damaged(chunk, Damage::StrayToken),
+            SplitState::Skip => self.damaged(chunk, self.skip.why),
+            SplitState::Oversize => self.damaged(chunk, Damage::Oversize),
+            SplitState::Start(_) | SplitState::Level | SplitState::Closed => {}
         }
         self.base += chunk.len() as u64;
         self.pos = 0;
@@ -588,14 +590,14 @@ impl Splitter {
             self.pos += 1;
         } else if BOM.get(bom) == Some(&byte) {
             self.pos += 1;
-            self.state = State::Start(bom + 1);
+            self.state = SplitState::Start(bom + 1);
         } else if begins && self.form != Form::Array {
-            self.state = State::Level;
+            self.state = SplitState::Level;
         } else if begins && byte == b'[' {
             self.pos += 1;
-            self.state = State::Level;
+            self.state = SplitState::Level;
         } else {
-            self.begin(State::Skip);
+            self.begin(SplitState::Skip);
             self.enter_skip(Damage::NotAnArray, self.pos, b',');
             if bom < BOM.len() && bom > 0 {
                 self.piece_offset -= bom as u64;
@@ -621,7 +623,7 @@ impl Splitter {
                     if self.expects == Expects::Value {
                         self.missing(Damage::MissingElement);
                     }
-                    self.state = State::Closed;
+                    self.state = SplitState::Closed;
                     self.pos += 1;
                 }
                 Form::Stream { in_array } if *in_array => {
@@ -630,18 +632,18 @@ impl Splitter {
                 }
                 Form::Stream { .. } => self.begin_stray(),
             },
-            b'{' => self.value(State::Element),
+            b'{' => self.value(SplitState::Element),
             b'[' => {
-                self.begin(State::Bracket);
+                self.begin(SplitState::Bracket);
                 self.pos += 1;
             }
-            b'"' if !is_line => self.value(State::Element),
-            b'-' | b'0'..=b'9' | b't' | b'f' | b'n' if !is_line => self.value(State::Scalar),
+            b'"' if !is_line => self.value(SplitState::Element),
+            b'-' | b'0'..=b'9' | b't' | b'f' | b'n' if !is_line => self.value(SplitState::Scalar),
             _ => self.begin_stray(),
         }
     }
 
-    fn value(&mut self, state: State) {
+    fn value(&mut self, state: SplitState) {
         if self.expects == Expects::Separator {
             self.missing(Damage::MissingComma);
         }
@@ -653,17 +655,17 @@ impl Splitter {
     }
 
     fn begin_stray(&mut self) {
-        self.begin(State::Stray);
+        self.begin(SplitState::Stray);
         self.pos += 1;
     }
 
     /// A piece begins at `pos`.
-    fn begin(&mut self, state: State) {
+    fn begin(&mut self, state: SplitState) {
         self.state = state;
         self.start = self.pos;
         self.piece_offset = self.offset();
         self.held.clear();
-        if state == State::Element {
+        if state == SplitState::Element {
             self.scan.reset();
         }
     }
@@ -674,10 +676,10 @@ impl Splitter {
             Form::Stream { in_array } if byte == b'{' || !*in_array => {
                 *in_array = true;
                 self.held.clear();
-                self.state = State::Level;
+                self.state = SplitState::Level;
             }
             Form::Array if byte == b'{' => {
-                self.state = State::FirstOfList;
+                self.state = SplitState::FirstOfList;
                 self.scan.reset();
             }
             _ => {
@@ -693,7 +695,7 @@ impl Splitter {
             let offset = self.piece_offset;
             self.ready.push_back(Piece::Damaged { bytes: Bytes::new(), offset, why: Damage::MissingComma });
         }
-        self.state = State::Element;
+        self.state = SplitState::Element;
         self.scan.reset();
     }
 
@@ -709,7 +711,7 @@ impl Splitter {
         let bytes = chunk.slice(object..self.pos);
         self.remember(&bytes);
         self.ready.push_back(Piece::Element { bytes, offset: self.piece_offset, read: false });
-        self.state = State::Level;
+        self.state = SplitState::Level;
         self.expect_separator();
     }
 
@@ -727,13 +729,13 @@ impl Splitter {
             b'\n' if self.form != Form::Array => {
                 self.pos += 1;
                 self.damaged(chunk, Damage::StrayToken);
-                self.state = State::Level;
+                self.state = SplitState::Level;
             }
             _ if is_blank(byte) => self.pos += 1,
             b',' | b']' if self.form == (Form::Stream { in_array: false }) => self.skip_stray(),
             b'{' | b',' | b']' => {
                 self.damaged(chunk, Damage::StrayToken);
-                self.state = State::Level;
+                self.state = SplitState::Level;
                 self.expects = Expects::Any;
             }
             _ => self.skip_stray(),
@@ -748,7 +750,7 @@ impl Splitter {
     /// From `pos` on, what belongs to the damage that began at `start` is looked through for an event. `before` is what
     /// counts as the last byte before `pos`.
     fn enter_skip(&mut self, why: Damage, pos: usize, before: u8) {
-        self.state = State::Skip;
+        self.state = SplitState::Skip;
         self.pos = pos;
         let offset = self.piece_offset;
         self.skip = Skip {
@@ -793,10 +795,10 @@ impl Splitter {
         let length = self.held.len() + (self.pos - self.start);
         let first = self.held.first().or_else(|| chunk.get(self.start));
         if first == Some(&b'"') && length <= self.limit {
-            self.state = State::Text(length);
+            self.state = SplitState::Text(length);
             return;
         }
-        self.state = State::Level;
+        self.state = SplitState::Level;
         self.expect_separator();
         if length > self.limit {
             return self.damaged(chunk, Damage::Oversize);
@@ -820,7 +822,7 @@ impl Splitter {
         let bytes = self.take_piece(chunk, self.start);
         let bytes = bytes.slice(..length.min(bytes.len()));
         self.ready.push_back(Piece::Element { bytes, offset: self.piece_offset, read: false });
-        self.state = State::Level;
+        self.state = SplitState::Level;
         self.expect_separator();
     }
 
@@ -877,7 +879,7 @@ impl Splitter {
         self.skip.why = why;
         self.skip.previous = read.last().copied().unwrap_or(b',');
         self.skip.before = read.iter().rev().find(|byte| !is_blank(**byte)).copied().unwrap_or(b',');
-        self.state = State::Skip;
+        self.state = SplitState::Skip;
     }
 
     /// Looks for the next object in damage.
@@ -899,7 +901,7 @@ impl Splitter {
         if rest.get(at) == Some(&b'\n') {
             self.pos += 1;
             self.damaged(chunk, self.skip.why);
-            self.state = State::Level;
+            self.state = SplitState::Level;
             self.expects = Expects::Any;
         } else if self.skip.before == b':' {
             // The value of a member.
@@ -911,7 +913,7 @@ impl Splitter {
             self.skip.on_own_line =
                 self.form != Form::Array && previous == b'\n' && !matches!(before, b'[' | b',' | b':');
             self.skip.object = self.pos;
-            self.state = State::Doubt;
+            self.state = SplitState::Doubt;
             self.scan.reset();
         }
     }
@@ -933,7 +935,7 @@ impl Splitter {
             }
             self.skip.previous = b'}';
             self.skip.before = b'}';
-            self.state = State::Skip;
+            self.state = SplitState::Skip;
             return;
         }
         let bytes = if self.held.is_empty() {
@@ -953,7 +955,7 @@ impl Splitter {
         self.head_cut = false;
         self.remember(&bytes);
         self.ready.push_back(Piece::Element { bytes, offset: self.piece_offset, read: false });
-        self.state = State::Level;
+        self.state = SplitState::Level;
         self.expect_separator();
         if let Form::Stream { in_array } = &mut self.form {
             // Whether an array is open is not known any more; where none is, a `]` means nothing.

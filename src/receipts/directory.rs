@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::note::{NOTE_BYTES_MAX, VerifierKey};
 use super::statement::Statement;
-use super::verify::{Fault, Verdict, Verifier, Wrong};
+use super::verify::{ReceiptFault, Verification, Verifier, Wrong};
 use crate::model::TenantId;
 
 /// The verifier key beside the tenants.
@@ -39,19 +39,19 @@ pub enum DirectoryError {
 
 /// The result for a directory.
 #[derive(Debug)]
-pub struct Found {
+pub struct DirectoryVerdict {
     /// The keys used for verification; empty when there was none.
     pub keys: Vec<VerifierKey>,
     /// Faults outside the tenants.
-    pub faults: Vec<Fault>,
+    pub faults: Vec<ReceiptFault>,
     /// The tenants, by their ids.
-    pub tenants: Vec<Verdict>,
+    pub tenants: Vec<Verification>,
 }
 
-impl Found {
+impl DirectoryVerdict {
     /// Whether there is no fault.
     pub fn is_good(&self) -> bool {
-        self.faults.is_empty() && self.tenants.iter().all(Verdict::is_good)
+        self.faults.is_empty() && self.tenants.iter().all(Verification::is_good)
     }
 }
 
@@ -70,7 +70,7 @@ pub fn verify(
     given: &[VerifierKey],
     only: Option<&TenantId>,
     elsewhere: &[Statement],
-) -> Result<Found, DirectoryError> {
+) -> Result<DirectoryVerdict, DirectoryError> {
     verify_telling(dir, given, only, elsewhere, &|_| ())
 }
 
@@ -96,10 +96,10 @@ pub fn verify_telling(
     only: Option<&TenantId>,
     elsewhere: &[Statement],
     tell: &dyn Fn(u64),
-) -> Result<Found, DirectoryError> {
+) -> Result<DirectoryVerdict, DirectoryError> {
     let unreadable = |error: io::Error| DirectoryError::Unreadable { path: dir.to_owned(), why: error.to_string() };
     let mut names = names(dir).map_err(unreadable)?;
-    let mut found = Found { keys: given.to_vec(), faults: Vec::new(), tenants: Vec::new() };
+    let mut found = DirectoryVerdict { keys: given.to_vec(), faults: Vec::new(), tenants: Vec::new() };
     let has_key = names.remove(KEY_FILE).is_some_and(|is| is == Is::File);
     match read_key(dir, has_key) {
         Err(wrong) => found.faults.push(fault_of(KEY_FILE, wrong)),
@@ -118,13 +118,13 @@ pub fn verify_telling(
         }
     }
     if found.tenants.is_empty() {
-        found.faults.push(Fault { place: None, seq: None, hour: None, wrong: Wrong::Nothing });
+        found.faults.push(ReceiptFault { place: None, seq: None, hour: None, wrong: Wrong::Nothing });
     }
     Ok(found)
 }
 
-fn fault_of(place: &str, wrong: Wrong) -> Fault {
-    Fault { place: Some(place.to_owned()), seq: None, hour: None, wrong }
+fn fault_of(place: &str, wrong: Wrong) -> ReceiptFault {
+    ReceiptFault { place: Some(place.to_owned()), seq: None, hour: None, wrong }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,7 +172,7 @@ fn read_small(path: &Path) -> Result<Vec<u8>, Wrong> {
 
 /// Which of a part's two files are there.
 #[derive(Debug, Default)]
-struct Files {
+struct PartFiles {
     checkpoint: bool,
     entries: bool,
 }
@@ -183,7 +183,7 @@ fn verify_tenant(
     keys: Vec<VerifierKey>,
     elsewhere: &[Statement],
     tell: &dyn Fn(u64),
-) -> Verdict {
+) -> Verification {
     let folder = dir.join(tenant.as_str());
     let place = |name: &str| Some(format!("{tenant}/{name}"));
     let mut verifier = Verifier::new(tenant.clone(), keys);
@@ -192,7 +192,7 @@ fn verify_tenant(
         verifier.fault(place(""), None, None, Wrong::Unreadable(error.to_string()));
         BTreeMap::new()
     });
-    let mut parts: BTreeMap<u64, Files> = BTreeMap::new();
+    let mut parts: BTreeMap<u64, PartFiles> = BTreeMap::new();
     let mut has_head = false;
     for (name, is) in names {
         match (part_of(&name), is) {

@@ -90,10 +90,10 @@ impl StoredHead {
     /// The fault of the bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
-        struct Version {
+        struct HeadVersion {
             format: u32,
         }
-        let version: Version = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let version: HeadVersion = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         if version.format > FORMAT {
             return Err(format!(
                 "it has format {}, this build writes {FORMAT}; start the newer build that wrote it",

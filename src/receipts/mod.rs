@@ -21,4 +21,4 @@ pub mod store;
 pub mod verify;
 
 pub use entry::{Class, Receipt};
-pub use open::Receipts;
+pub use open::OpenReceipts;

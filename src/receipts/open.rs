@@ -30,7 +30,7 @@ const REPEATED: u8 = 5;
 
 /// Receipts that are committed together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Receipts {
+pub struct OpenReceipts {
     /// Keys by content type and outcome.
     pub keys: BTreeMap<(ContentType, Class), Vec<CanonicalKey>>,
     /// How many events had no `Id`, by content type: no external record can name them.
@@ -39,7 +39,7 @@ pub struct Receipts {
     pub repeated: BTreeMap<ContentType, u64>,
 }
 
-impl Receipts {
+impl OpenReceipts {
     /// Adds one.
     pub fn add(&mut self, receipt: Receipt) {
         let Receipt { content_type, key, class } = receipt;
@@ -92,7 +92,7 @@ impl Receipts {
     }
 
     /// Adds all of another.
-    pub fn append(&mut self, other: Receipts) {
+    pub fn append(&mut self, other: OpenReceipts) {
         for ((content_type, class), keys) in other.keys {
             self.add_keys(content_type, class, keys);
         }
@@ -152,9 +152,9 @@ impl Receipts {
     ///
     /// # Errors
     /// [`StateError::Corrupt`] names the entry that is not such a page, or belongs to a newer build.
-    pub fn decode(key: &str, page: &[u8]) -> Result<(Hour, Receipts), StateError> {
+    pub fn decode(key: &str, page: &[u8]) -> Result<(Hour, OpenReceipts), StateError> {
         let corrupt = |why: &str| StateError::Corrupt { key: key.to_owned(), why: why.to_owned() };
-        let mut left = Left(page);
+        let mut left = PageRest(page);
         match left.byte() {
             Some(FORMAT) => {}
             Some(newer) if newer > FORMAT => {
@@ -167,7 +167,7 @@ impl Receipts {
         let hour = left.number().ok_or_else(|| corrupt("the hour is cut off"))?;
         let begins = Timestamp::from_second(i64::from(hour) * HOUR_SECS);
         let hour = Hour::of(begins.map_err(|_| corrupt("there is no such hour"))?);
-        let mut receipts = Receipts::default();
+        let mut receipts = OpenReceipts::default();
         while !left.0.is_empty() {
             left.group(&mut receipts).ok_or_else(|| corrupt("a group of receipts is cut off or none"))?;
         }
@@ -198,9 +198,9 @@ fn place_of(content_type: ContentType) -> u8 {
 }
 
 /// The rest of a page.
-struct Left<'a>(&'a [u8]);
+struct PageRest<'a>(&'a [u8]);
 
-impl<'a> Left<'a> {
+impl<'a> PageRest<'a> {
     fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
@@ -215,7 +215,7 @@ impl<'a> Left<'a> {
         Some(u32::from_be_bytes(*self.take(4)?.first_chunk()?))
     }
 
-    fn group(&mut self, receipts: &mut Receipts) -> Option<()> {
+    fn group(&mut self, receipts: &mut OpenReceipts) -> Option<()> {
         let content_type = *ContentType::ALL.get(usize::from(self.byte()?))?;
         let class = match self.byte()? {
             DELIVERED => Class::Delivered,
@@ -257,8 +257,8 @@ mod tests {
         "2026-11-30T10:00:00Z".parse().unwrap()
     }
 
-    fn some() -> Receipts {
-        let mut receipts = Receipts::default();
+    fn some() -> OpenReceipts {
+        let mut receipts = OpenReceipts::default();
         let classes = [Class::Delivered, Class::SetAside, Class::Held, Class::Dropped("routine-read".into())];
         for (at, class) in classes.into_iter().enumerate() {
             for content_type in [ContentType::Exchange, ContentType::Dlp] {
@@ -273,28 +273,32 @@ mod tests {
 
     #[test]
     fn a_page_comes_back_as_it_was_written() {
-        assert_eq!(Receipts::decode("k", &some().encode(hour())), Ok((hour(), some())));
-        assert_eq!(Receipts::decode("k", &Receipts::default().encode(hour())), Ok((hour(), Receipts::default())));
+        assert_eq!(OpenReceipts::decode("k", &some().encode(hour())), Ok((hour(), some())));
+        assert_eq!(
+            OpenReceipts::decode("k", &OpenReceipts::default().encode(hour())),
+            Ok((hour(), OpenReceipts::default()))
+        );
     }
 
     #[test]
     fn a_page_that_is_cut_anywhere_between_groups_is_refused_by_name() {
         let page = some().encode(hour());
-        let whole: Vec<usize> = (0..page.len()).filter(|end| Receipts::decode("k", &page[..*end]).is_ok()).collect();
+        let whole: Vec<usize> =
+            (0..page.len()).filter(|end| OpenReceipts::decode("k", &page[..*end]).is_ok()).collect();
         // One cut before each group after the first, and the one that leaves none.
         assert_eq!(whole.len(), 8 + 2, "{whole:?}");
-        let error = Receipts::decode("m365_audit/v1/t/receipts", &page[..3]).unwrap_err();
+        let error = OpenReceipts::decode("m365_audit/v1/t/receipts", &page[..3]).unwrap_err();
         assert!(error.to_string().contains("m365_audit/v1/t/receipts"), "{error}");
-        let newer = Receipts::decode("k", &[2, 0, 0, 0, 0]).unwrap_err();
+        let newer = OpenReceipts::decode("k", &[2, 0, 0, 0, 0]).unwrap_err();
         assert!(newer.to_string().contains("newer build"), "{newer}");
     }
 
     #[test]
     fn a_rule_of_any_length_is_kept_by_its_beginning() {
-        let mut receipts = Receipts::default();
+        let mut receipts = OpenReceipts::default();
         let rule = "ü".repeat(2_000);
         receipts.add(Receipt { content_type: ContentType::Dlp, key: Some(key(1)), class: Class::Dropped(rule.into()) });
-        let (_, back) = Receipts::decode("k", &receipts.encode(hour())).unwrap();
+        let (_, back) = OpenReceipts::decode("k", &receipts.encode(hour())).unwrap();
         let Some(((_, Class::Dropped(kept)), _)) = back.keys.first_key_value() else { panic!("not dropped") };
         assert_eq!(kept.len(), RULE_BYTES_MAX);
     }
@@ -302,7 +306,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_panic(page in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Receipts::decode("k", &page);
+            let _ = OpenReceipts::decode("k", &page);
         }
     }
 }

@@ -293,7 +293,7 @@ impl Statement {
     }
 
     fn read(text: &str) -> Result<Self, &'static str> {
-        let mut lines = Lines(text.lines());
+        let mut lines = LineReader(text.lines());
         let tenant = lines.after(ORIGIN)?.parse().map_err(|_| "its first line does not end in a GUID")?;
         // The number of leaves, which must match the entries.
         number(lines.after("")?)?;
@@ -364,7 +364,7 @@ pub fn is_rule_name(rule: &str) -> bool {
 
 /// The last statement of an exported directory: where its parts begin and end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Head {
+pub struct ReceiptHead {
     /// Whose events.
     pub tenant: TenantId,
     /// How many leaves the tree of the last part has.
@@ -381,7 +381,7 @@ pub struct Head {
     pub exported: Timestamp,
 }
 
-impl Head {
+impl ReceiptHead {
     /// The text that is signed.
     pub fn text(&self) -> String {
         format!(
@@ -415,7 +415,7 @@ impl Head {
     }
 
     fn read(text: &str) -> Result<Self, &'static str> {
-        let mut lines = Lines(text.lines());
+        let mut lines = LineReader(text.lines());
         Ok(Self {
             tenant: lines.after(HEAD_ORIGIN)?.parse().map_err(|_| "its first line does not end in a GUID")?,
             leaves: number(lines.after("")?)?,
@@ -428,9 +428,9 @@ impl Head {
     }
 }
 
-struct Lines<'t>(std::str::Lines<'t>);
+struct LineReader<'t>(std::str::Lines<'t>);
 
-impl<'t> Lines<'t> {
+impl<'t> LineReader<'t> {
     /// The rest of the next line, which must begin with `begin`.
     fn after(&mut self, begin: &str) -> Result<&'t str, &'static str> {
         let line = self.0.next().ok_or("it ends early")?;
@@ -517,10 +517,10 @@ mod tests {
         let signer = Signer::from_pkcs8(&Signer::generate_pkcs8().unwrap()).unwrap();
         let Statement { tenant, entries, root, previous, .. } = statement();
         let exported = "2026-11-30T10:00:00.123Z".parse().unwrap();
-        let head = Head { tenant, leaves: leaves_of(entries), root, first: 3, last: 12, previous, exported };
-        assert_eq!(Head::open(&head.sign(&signer), signer.key()), Ok(head.clone()));
+        let head = ReceiptHead { tenant, leaves: leaves_of(entries), root, first: 3, last: 12, previous, exported };
+        assert_eq!(ReceiptHead::open(&head.sign(&signer), signer.key()), Ok(head.clone()));
         assert!(Statement::open(&head.sign(&signer), signer.key()).is_err(), "a head is no statement");
-        assert!(Head::open(&statement().sign(&signer), signer.key()).is_err(), "a statement is no head");
+        assert!(ReceiptHead::open(&statement().sign(&signer), signer.key()).is_err(), "a statement is no head");
     }
 
     #[test]

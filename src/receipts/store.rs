@@ -9,7 +9,7 @@ use super::head::StoredHead;
 use super::note::{VerifierKey, text_of};
 use super::seal::{ENTRY_BYTES, Sealed};
 use super::statement::{Hour, Outcome, Statement};
-use super::verify::{Verdict, Verifier, Wrong};
+use super::verify::{Verification, Verifier, Wrong};
 use crate::host::{StateError, StateStore};
 use crate::model::TenantId;
 use crate::normalise::CanonicalKey;
@@ -82,7 +82,7 @@ pub fn values_of(keys: &ReceiptKeys, sealed: &Sealed) -> Vec<(String, Bytes)> {
 
 /// The gap between a part and the previously returned one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Before {
+pub enum PartGap {
     /// None: it is the first, or the next.
     Nothing,
     /// Parts that were removed as too old meanwhile.
@@ -97,7 +97,7 @@ pub struct StoredPart {
     /// Its number.
     pub seq: u64,
     /// What is missing before it.
-    pub before: Before,
+    pub before: PartGap,
     /// Its signed note; `None` if it is missing.
     pub note: Option<Bytes>,
     /// Its pages in order, as far as they exist.
@@ -148,11 +148,11 @@ async fn load_part(store: &dyn StateStore, keys: &ReceiptKeys, seq: u64) -> Resu
             strays.push(key);
         }
     }
-    Ok(StoredPart { seq, before: Before::Nothing, note, pages, strays })
+    Ok(StoredPart { seq, before: PartGap::Nothing, note, pages, strays })
 }
 
 /// Reads one part after the other, from the first that is kept to the last that was sealed when this was opened.
-pub struct Parts<'s> {
+pub struct SealedParts<'s> {
     store: &'s dyn StateStore,
     keys: &'s ReceiptKeys,
     /// The existing parts.
@@ -160,7 +160,7 @@ pub struct Parts<'s> {
     expected: u64,
 }
 
-impl<'s> Parts<'s> {
+impl<'s> SealedParts<'s> {
     /// The parts that this head names, as far as they exist.
     ///
     /// # Errors
@@ -191,9 +191,9 @@ impl<'s> Parts<'s> {
                 continue;
             }
             part.before = match (seq == self.expected, removed) {
-                (false, _) => Before::Missing(self.expected),
-                (true, true) => Before::Removed,
-                (true, false) => Before::Nothing,
+                (false, _) => PartGap::Missing(self.expected),
+                (true, true) => PartGap::Removed,
+                (true, false) => PartGap::Nothing,
             };
             self.expected = seq.saturating_add(1);
             return Ok(Some(part));
@@ -217,7 +217,7 @@ pub async fn verify(
     tenant: TenantId,
     by: &[VerifierKey],
     elsewhere: &[Statement],
-) -> Result<Option<Verdict>, StateError> {
+) -> Result<Option<Verification>, StateError> {
     let mut verifier = Verifier::new(tenant, by.to_vec());
     elsewhere.iter().for_each(|statement| verifier.compare_with(statement));
     let head = match head_of_sealed(store, keys, &mut verifier).await {
@@ -230,7 +230,7 @@ pub async fn verify(
         Err(error) => return Err(error),
     };
     verifier.begins_with(head.first);
-    let mut parts = Parts::open(store, keys, &head).await?;
+    let mut parts = SealedParts::open(store, keys, &head).await?;
     loop {
         let part = match parts.next().await {
             Ok(Some(part)) => part,
@@ -248,7 +248,7 @@ pub async fn verify(
             }
             Err(error) => return Err(error),
         };
-        if part.before == Before::Removed {
+        if part.before == PartGap::Removed {
             verifier.begins_with(part.seq);
         }
         let note = part.note.as_deref().ok_or(Wrong::NoNote);
@@ -315,7 +315,7 @@ async fn find_strays(store: &dyn StateStore, keys: &ReceiptKeys, verifier: &mut 
 
 /// One entry, or a receipt that is not sealed yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found<'a> {
+pub struct FoundReceipt<'a> {
     /// The event's key.
     pub key: CanonicalKey,
     /// Its outcome. Of several for one event, the greatest is final.
@@ -328,7 +328,7 @@ pub struct Found<'a> {
 
 /// The range of the entries read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reach {
+pub struct EntryRange {
     /// The first hour read.
     pub from: Option<Hour>,
     /// The last.
@@ -353,15 +353,15 @@ pub async fn for_each_entry(
     keys: &ReceiptKeys,
     since: Option<Hour>,
     open: impl IntoIterator<Item = Receipt>,
-    visit: &mut (dyn FnMut(Found<'_>) + Send),
-) -> Result<Reach, StateError> {
-    let mut reach = Reach::default();
+    visit: &mut (dyn FnMut(FoundReceipt<'_>) + Send),
+) -> Result<EntryRange, StateError> {
+    let mut reach = EntryRange::default();
     if let Some(head) = read_head(store, keys).await? {
-        let mut parts = Parts::open(store, keys, &head).await?;
+        let mut parts = SealedParts::open(store, keys, &head).await?;
         let missing = |seq| StateError::Corrupt { key: keys.checkpoint(seq), why: "it is missing".to_owned() };
         while let Some(part) = parts.next().await? {
             let damaged = |why: String| StateError::Corrupt { key: keys.checkpoint(part.seq), why };
-            if let Before::Missing(seq) = part.before {
+            if let PartGap::Missing(seq) = part.before {
                 return Err(missing(seq));
             }
             let statement = part.statement().map_err(damaged)?;
@@ -394,7 +394,7 @@ pub async fn for_each_entry(
             Class::Dropped(rule) => (Outcome::Dropped, Some(&**rule)),
         };
         reach.entries += 1;
-        visit(Found { key, outcome, rule, hour: None });
+        visit(FoundReceipt { key, outcome, rule, hour: None });
     }
     Ok(reach)
 }
@@ -402,7 +402,7 @@ pub async fn for_each_entry(
 fn visit_part(
     part: &StoredPart,
     statement: &Statement,
-    visit: &mut (dyn FnMut(Found<'_>) + Send),
+    visit: &mut (dyn FnMut(FoundReceipt<'_>) + Send),
 ) -> Result<(), String> {
     for page in &part.pages {
         let (entries, rest) = page.as_chunks::<ENTRY_BYTES>();
@@ -414,7 +414,7 @@ fn visit_part(
             let outcome = Outcome::of_class(*class).filter(|_| statement.has_class(*class));
             let outcome = outcome.ok_or_else(|| format!("an entry has the class {class}, which it does not name"))?;
             let rule = statement.rule(*class).map(|rule| &**rule);
-            visit(Found { key: CanonicalKey::from_bytes(*key), outcome, rule, hour: Some(statement.hour) });
+            visit(FoundReceipt { key: CanonicalKey::from_bytes(*key), outcome, rule, hour: Some(statement.hour) });
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use super::leaves::{EntryTree, leaves_of};
 use super::merkle::Hash;
 use super::note::VerifierKey;
 use super::seal::ENTRY_BYTES;
-use super::statement::{Counts, Head, Hour, Statement, StatementError, open_by};
+use super::statement::{Counts, Hour, ReceiptHead, Statement, StatementError, open_by};
 use crate::model::{TenantId, Timestamp};
 
 /// Faults that are listed; more are only counted.
@@ -147,7 +147,7 @@ fn parts(from: u64, to: u64) -> String {
 
 /// One fault and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct ReceiptFault {
     /// The file or the state's key, if there is one.
     pub place: Option<String>,
     /// The part's number.
@@ -158,7 +158,7 @@ pub struct Fault {
     pub wrong: Wrong,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ReceiptFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(place) = &self.place {
             write!(f, "`{place}`")?;
@@ -178,7 +178,7 @@ impl fmt::Display for Fault {
 
 /// The result for one tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Verification {
     /// Whose.
     pub tenant: TenantId,
     /// Parts whose checkpoint can be trusted.
@@ -205,12 +205,12 @@ pub struct Verdict {
     /// Those of parts that were removed as too old.
     pub not_compared: u64,
     /// The faults, at most [`FAULTS_MAX`].
-    pub faults: Vec<Fault>,
+    pub faults: Vec<ReceiptFault>,
     /// The total number of faults.
     pub faults_in_all: u64,
 }
 
-impl Verdict {
+impl Verification {
     /// Nothing is wrong.
     pub fn is_good(&self) -> bool {
         self.faults_in_all == 0
@@ -246,7 +246,7 @@ pub struct Verifier {
     keys: Vec<VerifierKey>,
     /// Which of them signed the part before the next.
     signed_by: Option<usize>,
-    verdict: Verdict,
+    verdict: Verification,
     /// The number that the next part must have.
     next: Option<u64>,
     /// The expectation of the previous part, if its checkpoint can be trusted.
@@ -284,7 +284,7 @@ pub struct Checking {
 impl Verifier {
     /// For the parts of `tenant`, each signed by one of these keys.
     pub fn new(tenant: TenantId, keys: Vec<VerifierKey>) -> Self {
-        let verdict = Verdict {
+        let verdict = Verification {
             tenant,
             parts: 0,
             seqs: None,
@@ -327,7 +327,7 @@ impl Verifier {
     pub fn fault(&mut self, place: Option<String>, seq: Option<u64>, hour: Option<Hour>, wrong: Wrong) {
         self.verdict.faults_in_all += 1;
         if self.verdict.faults.len() < FAULTS_MAX {
-            self.verdict.faults.push(Fault { place, seq, hour, wrong });
+            self.verdict.faults.push(ReceiptFault { place, seq, hour, wrong });
         }
     }
 
@@ -461,7 +461,7 @@ impl Verifier {
     pub fn end_with_head(&mut self, place: Option<String>, note: Result<&[u8], Wrong>) {
         let head = note.and_then(|note| {
             let text = std::str::from_utf8(note).map_err(|_| Wrong::NotText)?;
-            Ok(open_by(&self.keys, |key| Head::open(text, key))?)
+            Ok(open_by(&self.keys, |key| ReceiptHead::open(text, key))?)
         });
         let head = match head {
             Ok((head, _)) => head,
@@ -506,7 +506,7 @@ impl Verifier {
     }
 
     /// The result.
-    pub fn finish(mut self) -> Verdict {
+    pub fn finish(mut self) -> Verification {
         let pruned = self.verdict.pruned();
         for (seq, Elsewhere { hour, part, .. }) in std::mem::take(&mut self.elsewhere) {
             let is_older = self.first.is_some_and(|first| (hour, part) < first);

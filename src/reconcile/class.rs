@@ -11,15 +11,15 @@ macro_rules! classes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
         /// What a row is. Each row is exactly one, and they sum to the rows.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Class { $($(#[$doc])* $variant),* }
+        pub enum RowClass { $($(#[$doc])* $variant),* }
 
-        impl Class {
+        impl RowClass {
             /// All of them, in the order in which they are shown.
-            pub const ALL: &'static [Class] = &[$(Class::$variant),*];
+            pub const ALL: &'static [RowClass] = &[$(RowClass::$variant),*];
 
             /// Its name in the verdict.
             pub const fn name(self) -> &'static str {
-                match self { $(Class::$variant => $name),* }
+                match self { $(RowClass::$variant => $name),* }
             }
         }
     };
@@ -54,18 +54,18 @@ classes! {
 
 /// How many rows are of each class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts([u64; Class::ALL.len()]);
+pub struct ClassCounts([u64; RowClass::ALL.len()]);
 
-impl Counts {
+impl ClassCounts {
     /// Counts rows.
-    pub fn add(&mut self, class: Class, rows: u64) {
+    pub fn add(&mut self, class: RowClass, rows: u64) {
         if let Some(count) = self.0.get_mut(class as usize) {
             *count += rows;
         }
     }
 
     /// How many are of a class.
-    pub fn of(&self, class: Class) -> u64 {
+    pub fn of(&self, class: RowClass) -> u64 {
         self.0.get(class as usize).copied().unwrap_or_default()
     }
 
@@ -75,7 +75,7 @@ impl Counts {
     }
 }
 
-/// The evidence on a row's event. Several bits can be set: [`Terms::class_of`] decides.
+/// The evidence on a row's event. Several bits can be set: [`ClassTerms::class_of`] decides.
 pub mod found {
     /// A receipt says that it was delivered.
     pub const DELIVERED: u8 = 1;
@@ -153,7 +153,7 @@ const LISTED: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// The progress of one stream of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stream {
+pub struct ComparedStream {
     /// The content type.
     pub content_type: ContentType,
     /// Its position; `None` when it never ran.
@@ -164,57 +164,57 @@ pub struct Stream {
 
 /// The parameters by which rows are classified.
 #[derive(Debug, Clone)]
-pub struct Terms {
+pub struct ClassTerms {
     /// The time of the comparison.
     pub now: Timestamp,
     /// Events younger than this may still arrive; with zero every row is classified.
     pub settle: SignedDuration,
     /// The content types that are configured, with their positions.
-    pub streams: Vec<Stream>,
+    pub streams: Vec<ComparedStream>,
     /// Whether there is a state: without one the only evidence is the records given as delivered.
     pub has_state: bool,
     /// Events delivered before this may no longer be known; `None` if all are known.
     pub reach: Option<Timestamp>,
 }
 
-impl Terms {
+impl ClassTerms {
     /// The class of a row; `has_id` where its event has an `Id`.
-    pub fn class_of(&self, row: &Row, has_id: bool) -> Class {
+    pub fn class_of(&self, row: &Row, has_id: bool) -> RowClass {
         let found = row.found();
         let is = |what: u8| found & what != 0;
         match () {
-            () if is(found::DELIVERED | found::GIVEN) => Class::Delivered,
-            () if is(found::DROPPED) => Class::Dropped,
-            () if is(found::HELD) => Class::Held,
-            () if is(found::ASIDE) => Class::SetAside,
+            () if is(found::DELIVERED | found::GIVEN) => RowClass::Delivered,
+            () if is(found::DROPPED) => RowClass::Dropped,
+            () if is(found::HELD) => RowClass::Held,
+            () if is(found::ASIDE) => RowClass::SetAside,
             // The key of a read that was on hold and then dropped is kept, too.
-            () if is(found::KEY) && is(found::ROUTINE) => Class::Dropped,
-            () if is(found::KEY) => Class::Delivered,
+            () if is(found::KEY) && is(found::ROUTINE) => RowClass::Dropped,
+            () if is(found::KEY) => RowClass::Delivered,
             () => self.class_of_unknown(row, has_id),
         }
     }
 
     /// The class of a row without evidence.
-    fn class_of_unknown(&self, row: &Row, has_id: bool) -> Class {
+    fn class_of_unknown(&self, row: &Row, has_id: bool) -> RowClass {
         let content_type = row.content_type();
         let is_read = |wanted| self.streams.iter().any(|stream| stream.content_type == wanted);
         if content_type.is_some_and(|wanted| !is_read(wanted)) {
-            return Class::NotRead;
+            return RowClass::NotRead;
         }
         // If the type is uncertain, a condition that holds for any stream may hold for this row.
         let streams = self.streams.iter().filter(|s| content_type.is_none_or(|wanted| s.content_type == wanted));
         let time = row.time();
         if time.is_some_and(|time| streams.clone().any(|stream| stream.is_in_gap(time, self.now))) {
-            return Class::InGap;
+            return RowClass::InGap;
         }
         match time {
-            _ if row.found() & found::ROUTINE != 0 => Class::Dropped,
-            Some(time) if self.is_young(time, streams, content_type.is_some()) => Class::TooYoung,
-            Some(time) if self.reach.is_some_and(|reach| time < reach) => Class::TooOld,
+            _ if row.found() & found::ROUTINE != 0 => RowClass::Dropped,
+            Some(time) if self.is_young(time, streams, content_type.is_some()) => RowClass::TooYoung,
+            Some(time) if self.reach.is_some_and(|reach| time < reach) => RowClass::TooOld,
             // Its time is unknown, so it may be before the reach.
-            None if self.reach.is_some() => Class::TooOld,
-            _ if has_id => Class::Missing,
-            _ => Class::NoIdentity,
+            None if self.reach.is_some() => RowClass::TooOld,
+            _ if has_id => RowClass::Missing,
+            _ => RowClass::NoIdentity,
         }
     }
 
@@ -222,23 +222,23 @@ impl Terms {
     fn is_young<'s>(
         &self,
         time: Timestamp,
-        streams: impl Iterator<Item = &'s Stream> + Clone,
+        streams: impl Iterator<Item = &'s ComparedStream> + Clone,
         is_type_sure: bool,
     ) -> bool {
         if self.settle.is_zero() {
             return false;
         }
-        let complete = |stream: &Stream| stream.position.as_ref()?.complete_until;
+        let complete = |stream: &ComparedStream| stream.position.as_ref()?.complete_until;
         // A stream without a position may be parked. If the type is uncertain, the other streams decide.
         let waits_for_all = is_type_sure || !streams.clone().any(|stream| complete(stream).is_some());
-        let is_behind = |stream: &Stream| complete(stream).map_or(waits_for_all, |complete| time >= complete);
+        let is_behind = |stream: &ComparedStream| complete(stream).map_or(waits_for_all, |complete| time >= complete);
         let (age, mut streams) = (self.now.duration_since(time), streams);
-        let is_listed = |stream: &Stream| age < LISTED.saturating_add(stream.late);
+        let is_listed = |stream: &ComparedStream| age < LISTED.saturating_add(stream.late);
         age < self.settle || self.has_state && streams.any(|stream| is_behind(stream) && is_listed(stream))
     }
 }
 
-impl Stream {
+impl ComparedStream {
     /// Whether an event with this time became available in a gap.
     fn is_in_gap(&self, time: Timestamp, now: Timestamp) -> bool {
         let Some(position) = &self.position else { return false };
@@ -264,7 +264,7 @@ mod tests {
     }
 
     /// The source reads two types: from hour 0 to hour 400, with a gap in hours 200 to 210 of Exchange.
-    fn terms() -> Terms {
+    fn terms() -> ClassTerms {
         let stream = |content_type, gaps: &[(i64, i64)]| {
             let gap = |(from, to): &(i64, i64)| DeclaredGap { from: at(*from), to: at(*to), reason: "outage".into() };
             let position = Position {
@@ -272,9 +272,9 @@ mod tests {
                 gaps: gaps.iter().map(gap).collect(),
                 ..Position::first(at(0))
             };
-            Stream { content_type, position: Some(position), late: SignedDuration::from_hours(72) }
+            ComparedStream { content_type, position: Some(position), late: SignedDuration::from_hours(72) }
         };
-        Terms {
+        ClassTerms {
             now: at(410),
             settle: SignedDuration::from_hours(72),
             streams: vec![stream(ContentType::Exchange, &[(200, 210)]), stream(ContentType::SharePoint, &[])],
@@ -283,7 +283,7 @@ mod tests {
         }
     }
 
-    fn class(terms: &Terms, hour: i64, content_type: Option<ContentType>, what: u8) -> Class {
+    fn class(terms: &ClassTerms, hour: i64, content_type: Option<ContentType>, what: u8) -> RowClass {
         let row = Row::new(Some(at(hour)), content_type);
         row.note(what);
         terms.class_of(&row, true)
@@ -294,36 +294,36 @@ mod tests {
         use ContentType::*;
         let terms = terms();
         for (hour, content_type, what, expected) in [
-            (100, Some(SharePoint), 0, Class::Missing),
-            (100, Some(SharePoint), found::DELIVERED, Class::Delivered),
-            (100, Some(SharePoint), found::GIVEN | found::DROPPED, Class::Delivered),
-            (100, Some(SharePoint), found::KEY, Class::Delivered),
-            (100, Some(SharePoint), found::KEY | found::HELD, Class::Held),
-            (100, Some(SharePoint), found::KEY | found::ASIDE, Class::SetAside),
-            (100, Some(SharePoint), found::HELD | found::DROPPED | found::KEY, Class::Dropped),
-            (100, Some(SharePoint), found::HELD | found::DELIVERED, Class::Delivered),
-            (100, Some(SharePoint), found::ROUTINE, Class::Dropped),
-            (100, Some(SharePoint), found::KEY | found::ROUTINE, Class::Dropped),
-            (100, Some(SharePoint), found::KEY | found::ROUTINE | found::GIVEN, Class::Delivered),
-            (100, Some(SharePoint), found::KEY | found::ROUTINE | found::HELD, Class::Held),
-            (100, Some(Dlp), found::ROUTINE, Class::NotRead),
-            (205, Some(Exchange), found::ROUTINE, Class::InGap),
-            (410 - 71, Some(SharePoint), found::ROUTINE, Class::Dropped),
-            (19, Some(SharePoint), found::ROUTINE, Class::Dropped),
-            (100, Some(Dlp), 0, Class::NotRead),
-            (100, Some(Dlp), found::DELIVERED, Class::Delivered),
-            (205, Some(Exchange), 0, Class::InGap),
-            (205, Some(SharePoint), 0, Class::Missing),
-            (205, None, 0, Class::InGap),
-            (200 - 72, Some(Exchange), 0, Class::InGap),
-            (200 - 73, Some(Exchange), 0, Class::Missing),
-            (210, Some(Exchange), 0, Class::Missing),
-            (-1, Some(SharePoint), 0, Class::InGap),
-            (-1, Some(SharePoint), found::KEY, Class::Delivered),
-            (410 - 71, Some(SharePoint), 0, Class::TooYoung),
-            (410 - 73, Some(SharePoint), 0, Class::Missing),
-            (19, Some(SharePoint), 0, Class::TooOld),
-            (20, Some(SharePoint), 0, Class::Missing),
+            (100, Some(SharePoint), 0, RowClass::Missing),
+            (100, Some(SharePoint), found::DELIVERED, RowClass::Delivered),
+            (100, Some(SharePoint), found::GIVEN | found::DROPPED, RowClass::Delivered),
+            (100, Some(SharePoint), found::KEY, RowClass::Delivered),
+            (100, Some(SharePoint), found::KEY | found::HELD, RowClass::Held),
+            (100, Some(SharePoint), found::KEY | found::ASIDE, RowClass::SetAside),
+            (100, Some(SharePoint), found::HELD | found::DROPPED | found::KEY, RowClass::Dropped),
+            (100, Some(SharePoint), found::HELD | found::DELIVERED, RowClass::Delivered),
+            (100, Some(SharePoint), found::ROUTINE, RowClass::Dropped),
+            (100, Some(SharePoint), found::KEY | found::ROUTINE, RowClass::Dropped),
+            (100, Some(SharePoint), found::KEY | found::ROUTINE | found::GIVEN, RowClass::Delivered),
+            (100, Some(SharePoint), found::KEY | found::ROUTINE | found::HELD, RowClass::Held),
+            (100, Some(Dlp), found::ROUTINE, RowClass::NotRead),
+            (205, Some(Exchange), found::ROUTINE, RowClass::InGap),
+            (410 - 71, Some(SharePoint), found::ROUTINE, RowClass::Dropped),
+            (19, Some(SharePoint), found::ROUTINE, RowClass::Dropped),
+            (100, Some(Dlp), 0, RowClass::NotRead),
+            (100, Some(Dlp), found::DELIVERED, RowClass::Delivered),
+            (205, Some(Exchange), 0, RowClass::InGap),
+            (205, Some(SharePoint), 0, RowClass::Missing),
+            (205, None, 0, RowClass::InGap),
+            (200 - 72, Some(Exchange), 0, RowClass::InGap),
+            (200 - 73, Some(Exchange), 0, RowClass::Missing),
+            (210, Some(Exchange), 0, RowClass::Missing),
+            (-1, Some(SharePoint), 0, RowClass::InGap),
+            (-1, Some(SharePoint), found::KEY, RowClass::Delivered),
+            (410 - 71, Some(SharePoint), 0, RowClass::TooYoung),
+            (410 - 73, Some(SharePoint), 0, RowClass::Missing),
+            (19, Some(SharePoint), 0, RowClass::TooOld),
+            (20, Some(SharePoint), 0, RowClass::Missing),
         ] {
             assert_eq!(class(&terms, hour, content_type, what), expected, "{hour} {content_type:?} {what}");
         }
@@ -333,14 +333,14 @@ mod tests {
     fn a_settle_of_zero_switches_too_young_off_and_a_position_that_lags_makes_rows_young() {
         let mut terms = terms();
         terms.settle = SignedDuration::ZERO;
-        assert_eq!(class(&terms, 405, Some(ContentType::SharePoint), 0), Class::Missing);
+        assert_eq!(class(&terms, 405, Some(ContentType::SharePoint), 0), RowClass::Missing);
         terms.settle = SignedDuration::from_secs(1);
-        assert_eq!(class(&terms, 405, Some(ContentType::SharePoint), 0), Class::TooYoung);
-        assert_eq!(class(&terms, 399, Some(ContentType::SharePoint), 0), Class::Missing);
+        assert_eq!(class(&terms, 405, Some(ContentType::SharePoint), 0), RowClass::TooYoung);
+        assert_eq!(class(&terms, 399, Some(ContentType::SharePoint), 0), RowClass::Missing);
         terms.streams[1].position = None;
-        assert_eq!(class(&terms, 230, Some(ContentType::SharePoint), 0), Class::TooYoung, "it never ran");
+        assert_eq!(class(&terms, 230, Some(ContentType::SharePoint), 0), RowClass::TooYoung, "it never ran");
         terms.has_state = false;
-        assert_eq!(class(&terms, 230, Some(ContentType::SharePoint), 0), Class::Missing);
+        assert_eq!(class(&terms, 230, Some(ContentType::SharePoint), 0), RowClass::Missing);
     }
 
     #[test]
@@ -349,15 +349,15 @@ mod tests {
         terms.streams[1].position = Some(Position::first(at(0)));
         let oldest = 410 - (7 * 24 + 72);
         for (hour, content_type, exchange, expected) in [
-            (230, Some(ContentType::SharePoint), Some(400), Class::TooYoung),
-            (oldest + 1, Some(ContentType::SharePoint), Some(400), Class::TooYoung),
-            (oldest, Some(ContentType::SharePoint), Some(400), Class::Missing),
+            (230, Some(ContentType::SharePoint), Some(400), RowClass::TooYoung),
+            (oldest + 1, Some(ContentType::SharePoint), Some(400), RowClass::TooYoung),
+            (oldest, Some(ContentType::SharePoint), Some(400), RowClass::Missing),
             // The other stream has, or has not, read beyond it.
-            (230, None, Some(400), Class::Missing),
-            (230, None, Some(220), Class::TooYoung),
-            (230, None, None, Class::TooYoung),
-            (100, None, None, Class::Missing),
-            (100, Some(ContentType::Exchange), Some(50), Class::Missing),
+            (230, None, Some(400), RowClass::Missing),
+            (230, None, Some(220), RowClass::TooYoung),
+            (230, None, None, RowClass::TooYoung),
+            (100, None, None, RowClass::Missing),
+            (100, Some(ContentType::Exchange), Some(50), RowClass::Missing),
         ] {
             terms.streams[0].position.as_mut().unwrap().complete_until = exchange.map(at);
             assert_eq!(class(&terms, hour, content_type, 0), expected, "{hour} {content_type:?} {exchange:?}");
@@ -368,12 +368,12 @@ mod tests {
     fn a_row_without_an_id_cannot_be_missing_and_one_without_a_time_only_where_everything_is_known() {
         let mut terms = terms();
         let row = |time: Option<i64>| Row::new(time.map(at), Some(ContentType::SharePoint));
-        assert_eq!(terms.class_of(&row(Some(100)), false), Class::NoIdentity);
-        assert_eq!(terms.class_of(&row(Some(-5)), false), Class::InGap);
-        assert_eq!(terms.class_of(&row(None), true), Class::TooOld);
+        assert_eq!(terms.class_of(&row(Some(100)), false), RowClass::NoIdentity);
+        assert_eq!(terms.class_of(&row(Some(-5)), false), RowClass::InGap);
+        assert_eq!(terms.class_of(&row(None), true), RowClass::TooOld);
         terms.reach = None;
         let classes = [true, false].map(|has_id| terms.class_of(&row(None), has_id));
-        assert_eq!(classes, [Class::Missing, Class::NoIdentity]);
+        assert_eq!(classes, [RowClass::Missing, RowClass::NoIdentity]);
     }
 
     #[test]
@@ -393,16 +393,16 @@ mod tests {
         fn every_row_has_one_class_whatever_is_known(
             what in any::<u8>(), hour in -200i64..900, content_type in 0usize..6, has_id: bool, settle in 0i64..3
         ) {
-            let terms = Terms { settle: SignedDuration::from_hours(settle * 36), ..terms() };
+            let terms = ClassTerms { settle: SignedDuration::from_hours(settle * 36), ..terms() };
             let row = Row::new(Some(at(hour)), ContentType::ALL.get(content_type).copied());
             row.note(what);
             let class = terms.class_of(&row, has_id);
-            let never = [Class::Repeated, Class::Unreadable];
+            let never = [RowClass::Repeated, RowClass::Unreadable];
             prop_assert!(!never.contains(&class), "{class:?}");
-            prop_assert!(class != Class::Missing || has_id);
+            prop_assert!(class != RowClass::Missing || has_id);
             let known = what & !(found::ASKED | found::ROUTINE);
-            prop_assert!(known == 0 || class <= Class::SetAside, "{:?}", class);
-            prop_assert!(what & !found::ASKED != 0 || class > Class::SetAside, "{:?}", class);
+            prop_assert!(known == 0 || class <= RowClass::SetAside, "{:?}", class);
+            prop_assert!(what & !found::ASKED != 0 || class > RowClass::SetAside, "{:?}", class);
         }
     }
 }

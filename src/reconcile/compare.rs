@@ -7,23 +7,23 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 use tokio::runtime::Handle;
 
-use super::class::{Class, Counts, Row, Stream, Terms, found};
-use super::evidence::{self, DuplicateKeys, Known, Marks, Reach, Rules, SetAside};
+use super::class::{ClassCounts, ClassTerms, ComparedStream, Row, RowClass, found};
+use super::evidence::{self, DropRules, DuplicateKeys, EvidenceReach, Known, Marks, SetAsideKeys};
 use super::ours::OnlyOurs;
 use super::passes::{
-    Asked, Facts, GraphQuery, OurRecords, Ours, Rows, Unknown, id_hash, id_of_record, identity_beside,
+    ExportRows, LookUp, OurRecords, Ours, RowFacts, SavedGraphQuery, Unknown, id_hash, id_of_record, identity_beside,
 };
 use super::rows::RowSet;
 use super::spool::Spool;
-use super::table::Table;
+use super::table::LookupTable;
 use super::verdict::{Unreadable, Verdict};
-use super::witness::Witness;
+use super::witness::ExportWitness;
 use crate::checkpoint::format::Keys;
 use crate::checkpoint::heal::StoredHeal;
 use crate::checkpoint::lateness;
-use crate::exports::input::{Input, InputError, Stop};
+use crate::exports::input::{Input, InputError, StopReading};
 use crate::exports::pipeline::{self, BadItem, Item};
-use crate::exports::place::Place;
+use crate::exports::place::InputPlace;
 use crate::host::{StateError, StateStore};
 use crate::model::{ContentType, TenantId, Timestamp, counted};
 use crate::normalise::{Event, Normaliser};
@@ -36,10 +36,10 @@ const TOLD_MAX: usize = 100;
 const ASIDE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Opens inputs, each time anew: an export is read twice.
-pub type Open<'a> = dyn Fn() -> io::Result<Vec<Input<'static>>> + Sync + 'a;
+pub type OpenInputs<'a> = dyn Fn() -> io::Result<Vec<Input<'static>>> + Sync + 'a;
 
 /// The inputs of a comparison.
-pub struct Request<'a> {
+pub struct CompareRequest<'a> {
     /// The source's name.
     pub source: String,
     /// Its tenant.
@@ -51,9 +51,9 @@ pub struct Request<'a> {
     /// Its rules, if it drops routine events.
     pub dropping: Option<Normaliser>,
     /// The export.
-    pub export: &'a Open<'a>,
+    pub export: &'a OpenInputs<'a>,
     /// Records that were delivered.
-    pub delivered: Option<&'a Open<'a>>,
+    pub delivered: Option<&'a OpenInputs<'a>>,
     /// The state, for reading only.
     pub store: Option<Arc<dyn StateStore>>,
     /// Receipts.
@@ -81,7 +81,7 @@ pub enum CompareError {
 ///
 /// # Errors
 /// The state cannot be read, or no temporary file be written.
-pub fn compare(request: &Request<'_>, runtime: &Handle) -> Result<Verdict, CompareError> {
+pub fn compare(request: &CompareRequest<'_>, runtime: &Handle) -> Result<Verdict, CompareError> {
     let keys = Keys::of(&request.tenant);
     // Positions are read first, so that events delivered while the rest is read are not reported as missing.
     let streams = match &request.store {
@@ -89,14 +89,14 @@ pub fn compare(request: &Request<'_>, runtime: &Handle) -> Result<Verdict, Compa
         None => request
             .content_types
             .iter()
-            .map(|t| Stream { content_type: *t, position: None, late: lateness::AT_LEAST })
+            .map(|t| ComparedStream { content_type: *t, position: None, late: lateness::AT_LEAST })
             .collect(),
     };
     let healed = match &request.store {
         Some(store) => runtime.block_on(StoredHeal::load(&**store, &keys))?,
         None => StoredHeal::default(),
     };
-    let mut export = Export::read(request)?;
+    let mut export = ExportPass::read(request)?;
     export.notes.extend(of_healed(&healed, &request.content_types));
     export.witness.asked(request.asked.0, request.asked.1);
     let mut known = Knowledge::new(request, streams)?;
@@ -129,7 +129,7 @@ fn of_healed(healed: &StoredHeal, content_types: &[ContentType]) -> Vec<String> 
 
 /// The result of a pass over the export.
 #[derive(Default)]
-struct Export {
+struct ExportPass {
     rows: RowSet,
     /// Rows whose event has no `Id`.
     nameless: Vec<Row>,
@@ -139,27 +139,27 @@ struct Export {
     unreadable: Vec<Unreadable>,
     /// The end of the last bad bytes.
     bad_end: Option<(Arc<str>, u64)>,
-    witness: Witness,
+    witness: ExportWitness,
     unopened: Vec<String>,
     broken: Vec<String>,
     notes: Vec<String>,
 }
 
-impl Export {
-    fn read(request: &Request<'_>) -> Result<Export, CompareError> {
+impl ExportPass {
+    fn read(request: &CompareRequest<'_>) -> Result<ExportPass, CompareError> {
         let plausible = request.now.saturating_add(SignedDuration::from_hours(24)).unwrap_or(request.now);
-        let mut export = Export::default();
+        let mut export = ExportPass::default();
         let inputs = (request.export)()?;
-        let _ = pipeline::read(inputs, &Rows, &mut |item| {
+        let _ = pipeline::read(inputs, &ExportRows, &mut |item| {
             export.take(item, plausible);
             Ok(())
         });
         Ok(export)
     }
 
-    fn take(&mut self, item: Item<'_, Facts>, plausible: Timestamp) {
+    fn take(&mut self, item: Item<'_, RowFacts>, plausible: Timestamp) {
         match item {
-            Item::Event(read, Facts { query: Some(query), .. }, _) => self.query(&query, &read.place),
+            Item::Event(read, RowFacts { query: Some(query), .. }, _) => self.query(&query, &read.place),
             Item::Event(read, facts, _) => self.row(&read.place.file, facts, plausible),
             Item::Bad(bad) => return self.bad(bad, plausible),
             Item::Problem(InputError::Open { name, source }) => {
@@ -178,7 +178,7 @@ impl Export {
         self.bad_end = None;
     }
 
-    fn row(&mut self, file: &Arc<str>, facts: Facts, plausible: Timestamp) {
+    fn row(&mut self, file: &Arc<str>, facts: RowFacts, plausible: Timestamp) {
         self.count += 1;
         self.witness.row(file, facts.time, plausible);
         match facts.key {
@@ -188,7 +188,7 @@ impl Export {
     }
 
     /// Takes Graph's data on the query from which the export comes.
-    fn query(&mut self, query: &GraphQuery, place: &Place) {
+    fn query(&mut self, query: &SavedGraphQuery, place: &InputPlace) {
         if query.is_truncated {
             self.witness.says(truncated(place));
         }
@@ -198,7 +198,7 @@ impl Export {
     /// Takes bytes without an event: Graph's data on a query, a row with its event's identity in other columns, or a
     /// row that cannot be read.
     fn bad(&mut self, bad: &BadItem, plausible: Timestamp) {
-        if let Some(query) = GraphQuery::of(&bad.bytes).filter(|_| bad.is_unknown) {
+        if let Some(query) = SavedGraphQuery::of(&bad.bytes).filter(|_| bad.is_unknown) {
             return self.query(&query, &bad.place);
         }
         let end = bad.place.offset + bad.bytes.len() as u64;
@@ -212,7 +212,7 @@ impl Export {
         if let Some(identity) = identity_beside(bad)
             && let Ok(event) = Event::parse(&identity)
         {
-            return self.row(&bad.place.file, Facts::of(&event), plausible);
+            return self.row(&bad.place.file, RowFacts::of(&event), plausible);
         }
         self.count += 1;
         self.bad += 1;
@@ -223,7 +223,7 @@ impl Export {
     }
 }
 
-fn truncated(place: &Place) -> String {
+fn truncated(place: &InputPlace) -> String {
     format!("{place}: the query found more rows than Microsoft Graph returned (`isRecordCountLimitExceeded`)")
 }
 
@@ -235,12 +235,12 @@ fn push_few(list: &mut Vec<String>, text: String) {
 
 /// The evidence on the rows, and the results derived from it.
 struct Knowledge {
-    terms: Terms,
-    rules: Rules,
+    terms: ClassTerms,
+    rules: DropRules,
     /// Before this time no receipt names the rule that dropped an event; `None` if receipts always do.
     unnamed_before: Option<Timestamp>,
     /// Ids of records without an event, with their evidence.
-    ids: Table<u8>,
+    ids: LookupTable<u8>,
     only_ours: Option<u64>,
     ours: Spool,
     missing: Spool,
@@ -252,8 +252,8 @@ struct Knowledge {
 }
 
 impl Knowledge {
-    fn new(request: &Request<'_>, streams: Vec<Stream>) -> Result<Knowledge, CompareError> {
-        let terms = Terms {
+    fn new(request: &CompareRequest<'_>, streams: Vec<ComparedStream>) -> Result<Knowledge, CompareError> {
+        let terms = ClassTerms {
             now: request.now,
             settle: request.settle,
             streams,
@@ -262,9 +262,9 @@ impl Knowledge {
         };
         Ok(Knowledge {
             terms,
-            rules: Rules::default(),
+            rules: DropRules::default(),
             unnamed_before: Some(Timestamp::MAX),
-            ids: Table::default(),
+            ids: LookupTable::default(),
             only_ours: None,
             ours: Spool::new()?,
             missing: Spool::new()?,
@@ -279,8 +279,8 @@ impl Knowledge {
     /// Marks rows by all evidence with a canonical key: the hold, set-aside records, receipts, delivered records.
     fn gather(
         &mut self,
-        request: &Request<'_>,
-        export: &Export,
+        request: &CompareRequest<'_>,
+        export: &ExportPass,
         keys: &Keys,
         runtime: &Handle,
     ) -> Result<(), CompareError> {
@@ -293,8 +293,8 @@ impl Knowledge {
             if let Some(reach) = runtime.block_on(receipts.visit(&mut marks))? {
                 self.only_ours = Some(marks.only_ours());
                 self.unnamed_before = match reach {
-                    Reach::Whole => None,
-                    Reach::From(from) => Some(from),
+                    EvidenceReach::Whole => None,
+                    EvidenceReach::From(from) => Some(from),
                 };
                 self.evidence.push("receipts".into());
                 reaches.push(reach);
@@ -319,8 +319,8 @@ impl Knowledge {
                 .push("there is no state: what was given as delivered is taken for all that was delivered".into());
         }
         self.terms.reach = reaches.into_iter().min().and_then(|reach| match reach {
-            Reach::Whole => None,
-            Reach::From(from) => Some(from),
+            EvidenceReach::Whole => None,
+            EvidenceReach::From(from) => Some(from),
         });
         Ok(())
     }
@@ -329,13 +329,13 @@ impl Knowledge {
     fn read_waiting(
         &mut self,
         store: &Arc<dyn StateStore>,
-        request: &Request<'_>,
-        export: &Export,
+        request: &CompareRequest<'_>,
+        export: &ExportPass,
         keys: &Keys,
         runtime: &Handle,
     ) -> Result<(), CompareError> {
         runtime.block_on(evidence::mark_held(&**store, keys, &export.rows))?;
-        let mut aside = runtime.block_on(SetAside::of(&**store, keys, &request.content_types))?;
+        let mut aside = runtime.block_on(SetAsideKeys::of(&**store, keys, &request.content_types))?;
         loop {
             let text = runtime.block_on(aside.next(&**store, &export.rows, ASIDE_BYTES))?;
             if text.is_empty() {
@@ -359,7 +359,7 @@ impl Knowledge {
     }
 
     /// Marks the rows of delivered records, and counts the records without a row in the export.
-    fn read_delivered(&mut self, open: &Open<'_>, export: &Export) -> Result<(), CompareError> {
+    fn read_delivered(&mut self, open: &OpenInputs<'_>, export: &ExportPass) -> Result<(), CompareError> {
         let witness = &export.witness;
         let mut ours = OnlyOurs::new(witness.range(), witness.is_asked(), export.count)?;
         let (mut by_id, mut failed) = (0u64, None);
@@ -372,7 +372,7 @@ impl Knowledge {
                 Item::Event(_, Ours { key: Some(key), alone: Some((time, listed)) }, _) => {
                     ours.take(key, time, listed).map_err(|error| {
                         failed = Some(error);
-                        Stop
+                        StopReading
                     })?;
                 }
                 Item::Bad(bad) => match id_of_record(&bad.bytes) {
@@ -404,7 +404,12 @@ impl Knowledge {
     }
 
     /// Reads the export again for the rows without evidence.
-    fn ask_again(&mut self, request: &Request<'_>, export: &Export, runtime: &Handle) -> Result<(), CompareError> {
+    fn ask_again(
+        &mut self,
+        request: &CompareRequest<'_>,
+        export: &ExportPass,
+        runtime: &Handle,
+    ) -> Result<(), CompareError> {
         if export.rows.values().all(|row| row.found() != 0) {
             return Ok(());
         }
@@ -428,7 +433,7 @@ impl Knowledge {
             }
             self.answer(std::mem::take(&mut batch), export, runtime).map_err(|error| {
                 failed = Some(error);
-                Stop
+                StopReading
             })
         });
         match failed {
@@ -438,7 +443,7 @@ impl Knowledge {
     }
 
     /// Looks rows up by their duplicate keys, and lists those that are missing.
-    fn answer(&mut self, batch: Vec<Asked>, export: &Export, runtime: &Handle) -> Result<(), CompareError> {
+    fn answer(&mut self, batch: Vec<LookUp>, export: &ExportPass, runtime: &Handle) -> Result<(), CompareError> {
         let keys: Vec<_> = batch.iter().flat_map(|asked| asked.keys.iter().copied()).collect();
         let mut answers = match &self.keys {
             Some(duplicates) => runtime.block_on(duplicates.contain(&keys))?.into_iter(),
@@ -453,7 +458,7 @@ impl Knowledge {
             {
                 row.note_rule(self.rules.number(rule), found::ROUTINE);
             }
-            if self.terms.class_of(row, true) == Class::Missing {
+            if self.terms.class_of(row, true) == RowClass::Missing {
                 self.missing.push(&asked.listed)?;
             }
         }
@@ -461,19 +466,19 @@ impl Knowledge {
     }
 }
 
-fn note_id(ids: &mut Table<u8>, id: &str, what: u8) {
+fn note_id(ids: &mut LookupTable<u8>, id: &str, what: u8) {
     ids.insert(id_hash(id), what);
 }
 
-fn verdict(request: &Request<'_>, export: Export, known: Knowledge) -> Result<Verdict, CompareError> {
+fn verdict(request: &CompareRequest<'_>, export: ExportPass, known: Knowledge) -> Result<Verdict, CompareError> {
     let Knowledge { terms, rules, only_ours, ours, missing, evidence, .. } = known;
     let (mut notes, mut unopened, mut broken) = (known.notes, known.unopened, known.broken);
-    let mut classes = Counts::default();
+    let mut classes = ClassCounts::default();
     let (mut by_rule, mut by_configuration): (BTreeMap<String, u64>, u64) = Default::default();
     for row in export.rows.values() {
         let class = terms.class_of(row, true);
         classes.add(class, 1);
-        if class == Class::Dropped {
+        if class == RowClass::Dropped {
             *by_rule.entry(rules.name(row.rule()).to_owned()).or_default() += 1;
             by_configuration += u64::from(row.found() & found::DROPPED == 0);
         }
@@ -481,8 +486,8 @@ fn verdict(request: &Request<'_>, export: Export, known: Knowledge) -> Result<Ve
     for row in &export.nameless {
         classes.add(terms.class_of(row, false), 1);
     }
-    classes.add(Class::Repeated, export.repeated);
-    classes.add(Class::Unreadable, export.bad);
+    classes.add(RowClass::Repeated, export.repeated);
+    classes.add(RowClass::Unreadable, export.bad);
     debug_assert_eq!(classes.sum(), export.count, "each row is of one class");
     notes.extend(export.notes);
     unopened.extend(export.unopened);

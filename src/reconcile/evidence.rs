@@ -10,14 +10,14 @@ use async_trait::async_trait;
 use jiff::SignedDuration;
 use parking_lot::Mutex;
 
-use super::class::{Stream, found};
+use super::class::{ComparedStream, found};
 use super::rows::RowSet;
-use super::table::Table;
+use super::table::LookupTable;
 use crate::checkpoint::format::{self, AsideKind, AsideRecord, Keys, Position};
 use crate::checkpoint::heal::StoredHeal;
 use crate::checkpoint::held::HeldPage;
 use crate::checkpoint::key::Key;
-use crate::checkpoint::key_set::{self, KeySet, Kind, Retention};
+use crate::checkpoint::key_set::{self, KeyKind, KeySet, Retention};
 use crate::checkpoint::lateness;
 use crate::host::{StateError, StateStore};
 use crate::model::{ContentType, Timestamp};
@@ -30,7 +30,7 @@ const LOAD_AGAIN: Duration = Duration::from_millis(50);
 
 /// How far back the evidence goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reach {
+pub enum EvidenceReach {
     /// Since the first event.
     Whole,
     /// Since deliveries at this time.
@@ -41,11 +41,11 @@ pub enum Reach {
 #[async_trait]
 pub trait Known: Send + Sync {
     /// Passes on every receipt, part by part, and returns how far back they go; `None` if there are none.
-    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reach>, StateError>;
+    async fn visit(&self, take: &mut (dyn ReceiptVisitor + Send)) -> Result<Option<EvidenceReach>, StateError>;
 }
 
 /// Takes receipts.
-pub trait Take {
+pub trait ReceiptVisitor {
     /// One receipt.
     fn entry(&mut self, key: CanonicalKey, class: &receipts::Class);
     /// Ends a part: the receipts since the last call are those of one hour or a part of it.
@@ -54,9 +54,9 @@ pub trait Take {
 
 /// Numbers for the rules that receipts name.
 #[derive(Debug, Default)]
-pub struct Rules(Vec<Arc<str>>);
+pub struct DropRules(Vec<Arc<str>>);
 
-impl Rules {
+impl DropRules {
     /// The number of a rule, from 1 on.
     pub fn number(&mut self, rule: &Arc<str>) -> u16 {
         let at = self.0.iter().position(|known| known == rule).unwrap_or_else(|| {
@@ -75,19 +75,19 @@ impl Rules {
 /// Marks the rows that have receipts, and counts the receipts whose events are not in the export.
 pub struct Marks<'a> {
     rows: &'a RowSet,
-    rules: &'a mut Rules,
+    rules: &'a mut DropRules,
     /// For the current part: the number of final receipts, and how many of their events the export has.
     part: (u64, u64),
     /// The events that the export lacks, while they are fewer than the rows: if there are more, the export has less
     /// than half.
     alone: Vec<CanonicalKey>,
-    only_ours: Table<()>,
+    only_ours: LookupTable<()>,
 }
 
 impl<'a> Marks<'a> {
     /// Marks these rows.
-    pub fn new(rows: &'a RowSet, rules: &'a mut Rules) -> Self {
-        Marks { rows, rules, part: (0, 0), alone: Vec::new(), only_ours: Table::default() }
+    pub fn new(rows: &'a RowSet, rules: &'a mut DropRules) -> Self {
+        Marks { rows, rules, part: (0, 0), alone: Vec::new(), only_ours: LookupTable::default() }
     }
 
     /// How many events have a receipt and are not in the export.
@@ -99,7 +99,7 @@ impl<'a> Marks<'a> {
     }
 }
 
-impl Take for Marks<'_> {
+impl ReceiptVisitor for Marks<'_> {
     fn entry(&mut self, key: CanonicalKey, class: &receipts::Class) {
         let row = self.rows.get(*key.as_bytes());
         // A waiting event gets another receipt when it is decided, or is in the state.
@@ -138,7 +138,7 @@ pub async fn streams(
     store: &dyn StateStore,
     keys: &Keys,
     content_types: &[ContentType],
-) -> Result<Vec<Stream>, StateError> {
+) -> Result<Vec<ComparedStream>, StateError> {
     let healed = StoredHeal::load(store, keys).await?;
     let mut streams = Vec::with_capacity(content_types.len());
     for &content_type in content_types {
@@ -147,7 +147,7 @@ pub async fn streams(
         let position = stored.map(|(bytes, _)| format::decode::<Position>(&key, &bytes)).transpose()?;
         let position = position.map(|position| healed.open(content_type, position));
         let late = lateness::bound(store, keys, content_type).await?;
-        streams.push(Stream { content_type, position, late });
+        streams.push(ComparedStream { content_type, position, late });
     }
     Ok(streams)
 }
@@ -171,9 +171,9 @@ pub async fn mark_held(store: &dyn StateStore, keys: &Keys, rows: &RowSet) -> Re
 }
 
 /// The records that are set aside, a few in memory at a time.
-pub struct SetAside(std::vec::IntoIter<String>);
+pub struct SetAsideKeys(std::vec::IntoIter<String>);
 
-impl SetAside {
+impl SetAsideKeys {
     /// Those of these content types.
     ///
     /// # Errors
@@ -182,12 +182,12 @@ impl SetAside {
         store: &dyn StateStore,
         keys: &Keys,
         content_types: &[ContentType],
-    ) -> Result<SetAside, StateError> {
+    ) -> Result<SetAsideKeys, StateError> {
         let mut all = Vec::new();
         for &content_type in content_types {
             all.extend(store.list(&keys.aside(content_type)).await?.into_iter().map(|(key, _)| key));
         }
-        Ok(SetAside(all.into_iter()))
+        Ok(SetAsideKeys(all.into_iter()))
     }
 
     /// Marks the rows of records that identify their event, until the other records have this many bytes. Returns those
@@ -254,17 +254,17 @@ impl DuplicateKeys {
     }
 
     /// How far back they go, for a source that began at `born`.
-    pub fn reach(&self, born: Option<Timestamp>, now: Timestamp, keys_max: u64) -> Reach {
+    pub fn reach(&self, born: Option<Timestamp>, now: Timestamp, keys_max: u64) -> EvidenceReach {
         let set = self.set.lock();
         let kept = now.saturating_sub(SignedDuration::try_from(Retention::EVENTS.age).unwrap_or_default());
         let kept = kept.unwrap_or(Timestamp::MIN);
         let by_age = match born {
-            Some(born) if born > kept => Reach::Whole,
-            _ => Reach::From(kept),
+            Some(born) if born > kept => EvidenceReach::Whole,
+            _ => EvidenceReach::From(kept),
         };
         // Beyond the bound the oldest keys are removed, a page at a time.
         match set.oldest_day_end().filter(|_| set.len() / 95 >= keys_max / 100) {
-            Some(end) => by_age.max(Reach::From(end)),
+            Some(end) => by_age.max(EvidenceReach::From(end)),
             None => by_age,
         }
     }
@@ -273,7 +273,7 @@ impl DuplicateKeys {
 async fn load_set(store: &dyn StateStore, prefix: &str) -> Result<KeySet, StateError> {
     let mut loads = 0;
     loop {
-        match KeySet::load(store, prefix, Kind::Events).await {
+        match KeySet::load(store, prefix, KeyKind::Events).await {
             Err(StateError::Conflict { .. }) if loads < LOADS_MAX => {
                 loads += 1;
                 tokio::time::sleep(LOAD_AGAIN).await;
@@ -285,7 +285,7 @@ async fn load_set(store: &dyn StateStore, prefix: &str) -> Result<KeySet, StateE
 
 /// The time when a source's state began; if the state does not contain it, the earliest possible time: the start of the
 /// first interval read.
-pub fn born(streams: &[Stream]) -> Option<Timestamp> {
+pub fn born(streams: &[ComparedStream]) -> Option<Timestamp> {
     let positions = streams.iter().filter_map(|stream| stream.position.as_ref());
     positions.map(|position| position.began.unwrap_or(position.origin)).min()
 }
@@ -305,7 +305,7 @@ mod tests {
         for number in 1..=6 {
             rows.insert(*key(number).as_bytes(), None, Row::new(None, None));
         }
-        let mut rules = Rules::default();
+        let mut rules = DropRules::default();
         let mut marks = Marks::new(&rows, &mut rules);
         let dropped = |rule: &str| receipts::Class::Dropped(rule.into());
         for (number, class) in [
@@ -334,7 +334,7 @@ mod tests {
     fn receipts_of_a_time_that_the_export_does_not_cover_are_not_ours_alone() {
         let mut rows = RowSet::default();
         rows.insert(*key(1).as_bytes(), None, Row::new(None, None));
-        let mut rules = Rules::default();
+        let mut rules = DropRules::default();
         let mut marks = Marks::new(&rows, &mut rules);
         // An event that is in two parts, or twice in one, counts once.
         for numbers in [&[1, 2][..], &[3, 4, 5], &[2, 1, 1, 2]] {

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use super::spool::{Listed, Spool};
-use super::table::{Key, Table};
+use super::spool::{Spool, SpooledEvent};
+use super::table::{Key, LookupTable};
 use crate::model::Timestamp;
 
 /// The most events that are listed.
@@ -18,10 +18,10 @@ const OUTSIDE_MIN: u64 = 2;
 pub(super) struct OnlyOurs {
     range: Option<(Timestamp, Timestamp)>,
     outside_max: usize,
-    seen: Table<()>,
+    seen: LookupTable<()>,
     /// Those before the time of the export, and those after it; `None` if there are too many to be from the same
     /// search.
-    outside: [Option<Vec<(Key, Listed)>>; 2],
+    outside: [Option<Vec<(Key, SpooledEvent)>>; 2],
     spool: Spool,
 }
 
@@ -31,11 +31,17 @@ impl OnlyOurs {
     pub fn new(range: Option<(Timestamp, Timestamp)>, is_asked: bool, rows: u64) -> io::Result<OnlyOurs> {
         let outside_max = usize::try_from((rows / OUTSIDE_SHARE).max(OUTSIDE_MIN)).unwrap_or(usize::MAX);
         let side = || (!is_asked).then(Vec::new);
-        Ok(OnlyOurs { range, outside_max, seen: Table::default(), outside: [side(), side()], spool: Spool::new()? })
+        Ok(OnlyOurs {
+            range,
+            outside_max,
+            seen: LookupTable::default(),
+            outside: [side(), side()],
+            spool: Spool::new()?,
+        })
     }
 
     /// Adds an event that is not in the export.
-    pub fn take(&mut self, key: Key, time: Option<Timestamp>, listed: Listed) -> io::Result<()> {
+    pub fn take(&mut self, key: Key, time: Option<Timestamp>, listed: SpooledEvent) -> io::Result<()> {
         let side = match (time, self.range) {
             (Some(time), Some((from, _))) if time < from => self.outside.first_mut(),
             (Some(time), Some((_, to))) if time >= to => self.outside.last_mut(),
@@ -52,7 +58,7 @@ impl OnlyOurs {
         Ok(())
     }
 
-    fn count(&mut self, key: Key, listed: &Listed) -> io::Result<()> {
+    fn count(&mut self, key: Key, listed: &SpooledEvent) -> io::Result<()> {
         if self.seen.insert(key, ()) && self.spool.count() < LISTED_MAX {
             self.spool.push(listed)?;
         }
@@ -80,12 +86,13 @@ mod tests {
     fn counted(hours: &[i64], is_asked: bool) -> u64 {
         let mut ours = OnlyOurs::new(Some((at(0), at(24))), is_asked, 100).unwrap();
         for (number, hour) in hours.iter().enumerate() {
-            let listed = Listed { id: number.to_string(), time: String::new(), operation: String::new() };
+            let listed = SpooledEvent { id: number.to_string(), time: String::new(), operation: String::new() };
             for _ in 0..2 {
                 ours.take([number as u8 + 1; 16], Some(at(*hour)), listed.clone()).unwrap();
             }
         }
-        ours.take([99; 16], None, Listed { id: "x".into(), time: String::new(), operation: String::new() }).unwrap();
+        ours.take([99; 16], None, SpooledEvent { id: "x".into(), time: String::new(), operation: String::new() })
+            .unwrap();
         ours.finish().unwrap().0
     }
 

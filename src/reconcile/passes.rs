@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 use super::class::Row;
 use super::content_type;
 use super::rows::RowSet;
-use super::spool::Listed;
-use super::table::{Key as TableKey, Table};
+use super::spool::SpooledEvent;
+use super::table::{Key as TableKey, LookupTable};
 use crate::checkpoint::key::{Key, creation_secs};
 use crate::exports::form::Form;
 use crate::exports::outer::Outer;
@@ -18,36 +18,36 @@ use crate::model::{EventIdentity, Timestamp};
 use crate::normalise::{Event, Normaliser, Rendered, canonical_key, json};
 
 /// What a row is known by.
-pub(super) struct Facts {
+pub(super) struct RowFacts {
     pub key: Option<TableKey>,
     /// Its key by the event alone, where the row says beside it what the event does not.
     pub alias: Option<TableKey>,
     pub row: Row,
     pub time: Option<Timestamp>,
     /// Where this is no event but what Graph says of a query.
-    pub query: Option<GraphQuery>,
+    pub query: Option<SavedGraphQuery>,
 }
 
-impl Facts {
-    pub fn of(event: &Event<'_>) -> Facts {
+impl RowFacts {
+    pub fn of(event: &Event<'_>) -> RowFacts {
         let time = event.time();
         let workload = event.find("Workload").and_then(json::scalar).unwrap_or_default();
         let row = Row::new(time, content_type::of(event.record_type(), &workload));
-        Facts { key: key_of(event), alias: None, row, time, query: None }
+        RowFacts { key: key_of(event), alias: None, row, time, query: None }
     }
 
     /// The same of an event that was completed by what stands around it: the feed has it as it was carried.
-    fn of_read(read: &ReadEvent, event: &Event<'_>) -> Facts {
+    fn of_read(read: &ReadEvent, event: &Event<'_>) -> RowFacts {
         // A query has an `id`, so that it looks like an event.
         let is_bare = event.operation().is_empty() && event.creation_time().is_empty();
-        let query = is_bare.then(|| GraphQuery::of(event.text().as_bytes())).flatten();
-        let facts = Facts { query, ..Facts::of(event) };
+        let query = is_bare.then(|| SavedGraphQuery::of(event.text().as_bytes())).flatten();
+        let facts = RowFacts { query, ..RowFacts::of(event) };
         let Some(carried) = &read.carried else { return facts };
         let alias = Event::parse(carried).ok().and_then(|event| key_of(&event));
         // Where a form carries the whole event, one without an `Id` has none in the feed either.
         let is_nameless = alias.is_none() && matches!(read.form, Form::AuditCsv | Form::UnifiedAuditLog | Form::Graph);
         let key = facts.key.filter(|_| !is_nameless);
-        Facts { alias: alias.filter(|alias| Some(*alias) != key), key, ..facts }
+        RowFacts { alias: alias.filter(|alias| Some(*alias) != key), key, ..facts }
     }
 }
 
@@ -56,13 +56,13 @@ fn key_of(event: &Event<'_>) -> Option<TableKey> {
 }
 
 /// The first pass over an export: which rows there are.
-pub(super) struct Rows;
+pub(super) struct ExportRows;
 
-impl Make for Rows {
-    type Made = Facts;
+impl Make for ExportRows {
+    type Made = RowFacts;
 
-    fn make(&self, read: &ReadEvent, event: &Event<'_>, _: &mut Vec<u8>) -> Facts {
-        Facts::of_read(read, event)
+    fn make(&self, read: &ReadEvent, event: &Event<'_>, _: &mut Vec<u8>) -> RowFacts {
+        RowFacts::of_read(read, event)
     }
 }
 
@@ -79,25 +79,25 @@ pub(super) fn identity_beside(bad: &BadItem) -> Option<Bytes> {
 pub(super) struct Unknown<'a> {
     pub rows: &'a RowSet,
     /// Hashes of ids of records that hold no event.
-    pub ids: &'a Table<u8>,
+    pub ids: &'a LookupTable<u8>,
     /// The rules that drop events, where no receipt can name one: of events before this time.
     pub dropping: Option<(&'a Normaliser, Timestamp)>,
 }
 
 /// A row that is to be looked up.
-pub(super) struct Asked {
+pub(super) struct LookUp {
     pub key: TableKey,
     /// Keys that the feed's text of the event may have.
     pub keys: SmallVec<[Key; 6]>,
     /// What is known by the `Id` alone, of [`super::class::found`].
     pub by_id: u8,
     pub rule: Option<std::sync::Arc<str>>,
-    pub listed: Listed,
+    pub listed: SpooledEvent,
 }
 
 impl Unknown<'_> {
     /// `carried` is the event as a row carries it that says more than the event.
-    pub fn ask(&self, event: &Event<'_>, carried: Option<&Bytes>, out: &mut Vec<u8>) -> Option<Box<Asked>> {
+    pub fn ask(&self, event: &Event<'_>, carried: Option<&Bytes>, out: &mut Vec<u8>) -> Option<Box<LookUp>> {
         let key = key_of(event)?;
         let row = self.rows.get(key)?;
         if row.found() != 0 {
@@ -119,20 +119,20 @@ impl Unknown<'_> {
         {
             keys.extend(possible_keys(&identity, carried));
         }
-        Some(Box::new(Asked { key, keys, by_id, rule, listed: listed(&identity) }))
+        Some(Box::new(LookUp { key, keys, by_id, rule, listed: listed(&identity) }))
     }
 }
 
 impl Make for Unknown<'_> {
-    type Made = Option<Box<Asked>>;
+    type Made = Option<Box<LookUp>>;
 
-    fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Option<Box<Asked>> {
+    fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Option<Box<LookUp>> {
         self.ask(event, read.carried.as_ref(), out)
     }
 }
 
-pub(super) fn listed(identity: &EventIdentity<'_>) -> Listed {
-    Listed {
+pub(super) fn listed(identity: &EventIdentity<'_>) -> SpooledEvent {
+    SpooledEvent {
         id: identity.id.to_owned(),
         time: identity.creation_time.to_owned(),
         operation: identity.operation.to_owned(),
@@ -199,7 +199,7 @@ pub(super) struct OurRecords<'a> {
 pub(super) struct Ours {
     pub key: Option<TableKey>,
     /// Where the export has no such row.
-    pub alone: Option<(Option<Timestamp>, Listed)>,
+    pub alone: Option<(Option<Timestamp>, SpooledEvent)>,
 }
 
 impl Make for OurRecords<'_> {
@@ -226,15 +226,15 @@ pub(super) fn id_of_record(record: &[u8]) -> Option<String> {
 
 /// What Microsoft Graph says of a query beside its records.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct GraphQuery {
+pub(super) struct SavedGraphQuery {
     pub is_truncated: bool,
     pub from: Option<Timestamp>,
     pub to: Option<Timestamp>,
 }
 
-impl GraphQuery {
+impl SavedGraphQuery {
     /// The query that this object is, if it is one.
-    pub fn of(object: &[u8]) -> Option<GraphQuery> {
+    pub fn of(object: &[u8]) -> Option<SavedGraphQuery> {
         const MEMBERS: [&str; 3] = ["isRecordCountLimitExceeded", "filterStartDateTime", "filterEndDateTime"];
         if !MEMBERS.iter().any(|name| memchr::memmem::find(object, name.as_bytes()).is_some()) {
             return None;
@@ -243,7 +243,7 @@ impl GraphQuery {
         let [truncated, from, to] = MEMBERS.map(|name| object.get(name));
         let time = |value: Option<&Value>| value.and_then(Value::as_str).and_then(|text| text.parse().ok());
         let is_query = truncated.or(from).or(to).is_some();
-        is_query.then(|| GraphQuery {
+        is_query.then(|| SavedGraphQuery {
             is_truncated: truncated.and_then(Value::as_bool) == Some(true),
             from: time(from),
             to: time(to),
@@ -314,8 +314,8 @@ mod tests {
     fn a_query_of_graph_is_no_row() {
         let query = r#"{"id":"q","filterStartDateTime":"2026-07-17T00:00:00Z","isRecordCountLimitExceeded":true}"#;
         let from = Some("2026-07-17T00:00:00Z".parse().unwrap());
-        assert_eq!(GraphQuery::of(query.as_bytes()), Some(GraphQuery { is_truncated: true, from, to: None }));
-        assert_eq!(GraphQuery::of(br#"{"Subject":"isRecordCountLimitExceeded"}"#), None);
-        assert_eq!(GraphQuery::of(b"{}"), None);
+        assert_eq!(SavedGraphQuery::of(query.as_bytes()), Some(SavedGraphQuery { is_truncated: true, from, to: None }));
+        assert_eq!(SavedGraphQuery::of(br#"{"Subject":"isRecordCountLimitExceeded"}"#), None);
+        assert_eq!(SavedGraphQuery::of(b"{}"), None);
     }
 }

@@ -1,14 +1,14 @@
 //! The rows of an export by the keys of their events.
 
 use super::class::Row;
-use super::table::{Key, Table};
+use super::table::{Key, LookupTable};
 
 /// Rows, each under its key.
 #[derive(Debug, Default)]
 pub struct RowSet {
-    rows: Table<Row>,
+    rows: LookupTable<Row>,
     /// Keys that the feed may use for an event whose row contains more than the event.
-    aliases: Table<Key>,
+    aliases: LookupTable<Key>,
 }
 
 impl RowSet {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A listed event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listed {
+pub struct SpooledEvent {
     /// `Id`.
     pub id: String,
     /// `CreationTime`, as the feed writes it.
@@ -36,7 +36,7 @@ impl Spool {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn push(&mut self, listed: &Listed) -> io::Result<()> {
+    pub fn push(&mut self, listed: &SpooledEvent) -> io::Result<()> {
         serde_json::to_writer(&mut self.file, listed)?;
         self.file.write_all(b"\n")?;
         self.count += 1;

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::SignedDuration;
 
-use super::evidence::{Known, Reach, Take};
+use super::evidence::{EvidenceReach, Known, ReceiptVisitor};
 use crate::checkpoint::format::{self, Keys, Owner};
 use crate::host::{StateError, StateStore};
 use crate::model::Timestamp;
 use crate::receipts::head::StoredHead;
 use crate::receipts::statement::{Hour, Outcome};
-use crate::receipts::store::{Found, ReceiptKeys, for_each_entry, read_head};
-use crate::receipts::{Class, Receipt, Receipts};
+use crate::receipts::store::{FoundReceipt, ReceiptKeys, for_each_entry, read_head};
+use crate::receipts::{Class, OpenReceipts, Receipt};
 
 /// The name for a rule that a part could not name because it has too many rules.
 const NOT_NAMED: &str = "not named";
@@ -60,7 +60,7 @@ impl StateReceipts {
         let (mut all, mut from) = (Vec::new(), None::<Timestamp>);
         for (key, _) in self.store.list(&self.keys.open()).await? {
             let Some((bytes, _)) = self.store.load(&key).await? else { continue };
-            let (hour, page) = Receipts::decode(&key, &bytes)?;
+            let (hour, page) = OpenReceipts::decode(&key, &bytes)?;
             let start = hour.start();
             from = Some(from.map_or(start, |known| known.min(start)));
             for ((content_type, class), keys) in page.keys {
@@ -73,11 +73,11 @@ impl StateReceipts {
 
 #[async_trait]
 impl Known for StateReceipts {
-    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reach>, StateError> {
+    async fn visit(&self, take: &mut (dyn ReceiptVisitor + Send)) -> Result<Option<EvidenceReach>, StateError> {
         let (open, open_from) = self.open().await?;
         let mut hour: Option<Option<Hour>> = None;
         let mut rule: Arc<str> = NOT_NAMED.into();
-        let mut visit = |found: Found<'_>| {
+        let mut visit = |found: FoundReceipt<'_>| {
             if hour.is_some_and(|hour| hour != found.hour) {
                 take.part_ended();
             }
@@ -105,9 +105,9 @@ impl Known for StateReceipts {
         let begins = begins.into_iter().chain(reach.begins).max().map(|hour| hour.next().start());
         // A process without receipts wrote last: an event without one may be its own.
         Ok(match begins {
-            _ if !is_kept => Some(Reach::From(Timestamp::MAX)),
-            Some(begins) => Some(Reach::From(begins)),
-            None => from.map(|from| if reach.pruned { Reach::From(from) } else { Reach::Whole }),
+            _ if !is_kept => Some(EvidenceReach::From(Timestamp::MAX)),
+            Some(begins) => Some(EvidenceReach::From(begins)),
+            None => from.map(|from| if reach.pruned { EvidenceReach::From(from) } else { EvidenceReach::Whole }),
         })
     }
 }

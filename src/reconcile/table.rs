@@ -13,7 +13,7 @@ const EMPTY: Key = [0; 16];
 
 /// Keys with their values.
 #[derive(Debug)]
-pub struct Table<T> {
+pub struct LookupTable<T> {
     shards: Vec<Shard<T>>,
     /// The value of the all-zero key, which marks an empty place and so cannot be stored in one.
     zero: Option<T>,
@@ -26,14 +26,14 @@ struct Shard<T> {
     used: usize,
 }
 
-impl<T: Default> Default for Table<T> {
-    fn default() -> Table<T> {
+impl<T: Default> Default for LookupTable<T> {
+    fn default() -> LookupTable<T> {
         let shards = (0..SHARDS).map(|_| Shard { places: Box::default(), used: 0 }).collect();
-        Table { shards, zero: None, len: 0 }
+        LookupTable { shards, zero: None, len: 0 }
     }
 }
 
-impl<T: Default> Table<T> {
+impl<T: Default> LookupTable<T> {
     /// Inserts a key with its value; returns false and changes nothing if the key is present.
     pub fn insert(&mut self, key: Key, value: T) -> bool {
         let is_new = if key == EMPTY {
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn each_key_is_new_once_and_keeps_what_stands_beside_it() {
-        let mut table = Table::default();
+        let mut table = LookupTable::default();
         for number in 0..50_000 {
             assert!(table.insert(key(number), number), "{number}");
             assert!(!table.insert(key(number), 0), "{number}");
@@ -136,12 +136,12 @@ mod tests {
         assert_eq!((0..50_000).filter(|number| table.get(key(*number)) == Some(number)).count(), 50_000);
         assert_eq!((table.get(key(50_000)), table.get(EMPTY), table.len()), (None, Some(&7), 50_001));
         assert_eq!(table.values().sum::<u64>(), 7 + (0..50_000).sum::<u64>());
-        assert_eq!(Table::<u8>::default().get(key(1)), None);
+        assert_eq!(LookupTable::<u8>::default().get(key(1)), None);
     }
 
     #[test]
     fn many_rows_take_under_30_bytes_each() {
-        let mut table = Table::default();
+        let mut table = LookupTable::default();
         let count = 300_000;
         for number in 0..count {
             table.insert(key(number), number);

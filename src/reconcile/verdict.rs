@@ -5,9 +5,9 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::class::{Class, Counts};
+use super::class::{ClassCounts, RowClass};
 use super::spool::Spool;
-use super::witness::Judgement;
+use super::witness::ExportJudgement;
 use crate::model::{Timestamp, plain};
 
 /// The most events that the text lists; the JSON object lists all.
@@ -25,7 +25,7 @@ pub struct Verdict {
     /// How many rows the export has.
     pub rows: u64,
     /// The number of rows of each class.
-    pub classes: Counts,
+    pub classes: ClassCounts,
     /// Dropped rows by rule.
     pub rules: BTreeMap<String, u64>,
     /// Rows without a receipt that the rules, as configured now, drop.
@@ -35,7 +35,7 @@ pub struct Verdict {
     /// Those of them that are known by id.
     pub only_ours_listed: Spool,
     /// The judgement of the export.
-    pub witness: Judgement,
+    pub witness: ExportJudgement,
     /// The events that are missing.
     pub missing: Spool,
     /// The times of the export's first row and of its last.
@@ -67,7 +67,7 @@ pub struct Unreadable {
 
 /// The members after the long list.
 #[derive(Serialize)]
-struct Rest<'a> {
+struct VerdictTail<'a> {
     source: &'a str,
     tenant: &'a str,
     made: Timestamp,
@@ -90,7 +90,7 @@ impl Verdict {
     /// `out` cannot be written, or what was kept in a temporary file not read.
     pub fn write_json(&mut self, out: &mut dyn Write) -> io::Result<()> {
         let classes: Vec<String> =
-            Class::ALL.iter().map(|class| format!("\"{}\":{}", class.name(), self.classes.of(*class))).collect();
+            RowClass::ALL.iter().map(|class| format!("\"{}\":{}", class.name(), self.classes.of(*class))).collect();
         write!(out, "{{\"rows\":{},\"classes\":{{{}}},\"only_ours\":", self.rows, classes.join(","))?;
         serde_json::to_writer(&mut *out, &self.only_ours)?;
         write!(out, ",\"witness\":")?;
@@ -99,7 +99,7 @@ impl Verdict {
         write_list(&mut self.missing, out)?;
         write!(out, ",\"only_ours_events\":")?;
         write_list(&mut self.only_ours_listed, out)?;
-        let rest = serde_json::to_string(&Rest {
+        let rest = serde_json::to_string(&VerdictTail {
             source: &self.source,
             tenant: &self.tenant,
             made: self.made,
@@ -127,12 +127,12 @@ impl Verdict {
         writeln!(out, "rows        {}{between}", self.rows)?;
         writeln!(out, "evidence    {}", self.evidence.join("; "))?;
         writeln!(out)?;
-        for class in Class::ALL {
+        for class in RowClass::ALL {
             let count = self.classes.of(*class);
-            if count > 0 || matches!(class, Class::Delivered | Class::Missing) {
+            if count > 0 || matches!(class, RowClass::Delivered | RowClass::Missing) {
                 writeln!(out, "{:<11} {count:>9}  {}", class.name().replace('_', " "), self.explained(*class))?;
             }
-            if *class == Class::Unreadable && count > 0 {
+            if *class == RowClass::Unreadable && count > 0 {
                 for Unreadable { place, why } in &self.unreadable {
                     writeln!(out, "              {}: {}", plain(place), plain(why))?;
                 }
@@ -171,11 +171,11 @@ impl Verdict {
     }
 
     /// The meaning of a class, and the action to take.
-    fn explained(&self, class: Class) -> String {
+    fn explained(&self, class: RowClass) -> String {
         match class {
-            Class::Delivered => "the receivers have them".into(),
-            Class::Repeated => "stood in the export before".into(),
-            Class::Dropped => {
+            RowClass::Delivered => "the receivers have them".into(),
+            RowClass::Repeated => "stood in the export before".into(),
+            RowClass::Dropped => {
                 let rules: Vec<String> = self.rules.iter().map(|(rule, count)| format!("{rule} {count}")).collect();
                 let by = match self.dropped_by_configuration {
                     0 => "",
@@ -183,19 +183,19 @@ impl Verdict {
                 };
                 format!("by rule: {}{by}", rules.join(", "))
             }
-            Class::Held => "routine reads that wait for data loss prevention; `state show` says how long".into(),
-            Class::SetAside => "refused by every receiver: see `m365-audit state export`, then `state retry`".into(),
-            Class::NotRead => "of content types that `content_types` does not name".into(),
-            Class::InGap => "became available in a gap that was reported, or before the source began".into(),
-            Class::TooYoung => "may be on their way: compare again later, or with --settle 0s now".into(),
-            Class::TooOld => match self.known_from {
+            RowClass::Held => "routine reads that wait for data loss prevention; `state show` says how long".into(),
+            RowClass::SetAside => "refused by every receiver: see `m365-audit state export`, then `state retry`".into(),
+            RowClass::NotRead => "of content types that `content_types` does not name".into(),
+            RowClass::InGap => "became available in a gap that was reported, or before the source began".into(),
+            RowClass::TooYoung => "may be on their way: compare again later, or with --settle 0s now".into(),
+            RowClass::TooOld => match self.known_from {
                 Some(from) => format!("cannot tell: what was delivered before {from} may be forgotten"),
                 None => "cannot tell".into(),
             },
-            Class::NoIdentity => "cannot tell: these events have no `Id`".into(),
-            Class::Unreadable => "neither the event nor what identifies it can be read".into(),
-            Class::Missing if self.missing.count() == 0 => "every event of the export is accounted for".into(),
-            Class::Missing => {
+            RowClass::NoIdentity => "cannot tell: these events have no `Id`".into(),
+            RowClass::Unreadable => "neither the event nor what identifies it can be read".into(),
+            RowClass::Missing if self.missing.count() == 0 => "every event of the export is accounted for".into(),
+            RowClass::Missing => {
                 "not delivered, and nothing says why: `m365-audit backfill` reads the last 7 days again".into()
             }
         }
@@ -216,7 +216,7 @@ fn write_list(spool: &mut Spool, out: &mut dyn Write) -> io::Result<()> {
 fn list(spool: &mut Spool, out: &mut dyn Write) -> io::Result<()> {
     let count = spool.count();
     for line in spool.lines()?.take(LISTED_MAX) {
-        let listed: super::spool::Listed = serde_json::from_str(&line?)?;
+        let listed: super::spool::SpooledEvent = serde_json::from_str(&line?)?;
         let time = if listed.time.is_empty() { "no time" } else { &listed.time };
         writeln!(out, "              {}  {}  {}", plain(time), plain(&listed.id), plain(&listed.operation))?;
     }

@@ -28,7 +28,7 @@ const REASONS_MAX: usize = 20;
 
 /// Observations on an export, collected while its rows are read.
 #[derive(Debug, Default)]
-pub struct Witness {
+pub struct ExportWitness {
     rows: u64,
     file: Option<(Arc<str>, u64)>,
     files: u64,
@@ -42,14 +42,14 @@ pub struct Witness {
 
 /// The judgement of an export.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Judgement {
+pub struct ExportJudgement {
     /// Rows are likely to be missing in it.
     pub looks_cut: bool,
     /// Why.
     pub why: Vec<String>,
 }
 
-impl Witness {
+impl ExportWitness {
     /// Takes a row of a file, with its time if it can be parsed. Times that no audit log has (`plausible` is the
     /// latest) are ignored.
     pub fn row(&mut self, file: &Arc<str>, time: Option<Timestamp>, plausible: Timestamp) {
@@ -114,7 +114,7 @@ impl Witness {
     }
 
     /// Judges the export.
-    pub fn judge(mut self) -> Judgement {
+    pub fn judge(mut self) -> ExportJudgement {
         self.end_file();
         if self.files > 1
             && let Some((_, whose)) = LIMITS.iter().find(|(limit, _)| *limit == self.rows)
@@ -126,7 +126,7 @@ impl Witness {
         }
         self.judge_hours();
         self.judge_ends();
-        Judgement { looks_cut: !self.why.is_empty(), why: self.why }
+        ExportJudgement { looks_cut: !self.why.is_empty(), why: self.why }
     }
 
     /// Finds hours without rows between full hours.
@@ -183,8 +183,8 @@ mod tests {
         Timestamp::from_second(1_780_000_000 / 3600 * 3600 + minute * 60).unwrap()
     }
 
-    fn export(files: &[u64]) -> Witness {
-        let mut witness = Witness::default();
+    fn export(files: &[u64]) -> ExportWitness {
+        let mut witness = ExportWitness::default();
         for (number, rows) in files.iter().enumerate() {
             let name: Arc<str> = format!("{number}.csv").into();
             (0..*rows).for_each(|row| witness.row(&name, Some(at(row as i64 % 600)), at(10_000)));
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn an_hour_of_nothing_between_full_hours_looks_cut_and_a_night_does_not() {
         let judged = |hours: &[u32]| {
-            let mut witness = Witness::default();
+            let mut witness = ExportWitness::default();
             let name: Arc<str> = "x".into();
             for (hour, rows) in hours.iter().enumerate() {
                 (0..*rows).for_each(|_| witness.row(&name, Some(at(hour as i64 * 60)), at(100_000)));

@@ -36,7 +36,7 @@ pub fn worst_of(bars: &[Vec<Segment>], from: Timestamp, to: Timestamp) -> Vec<Se
         SegmentState::NotYet => 4,
         SegmentState::Gap => 5,
     };
-    let mut parts: Vec<Part<'_>> =
+    let mut parts: Vec<BarPart<'_>> =
         bars.iter().flatten().map(|s| (s.from, s.to, s.state, s.reason.as_deref())).collect();
     // Of overlapping parts, the last decides.
     parts.sort_by_key(|(_, _, state, _)| rank(*state));
@@ -44,11 +44,11 @@ pub fn worst_of(bars: &[Vec<Segment>], from: Timestamp, to: Timestamp) -> Vec<Se
 }
 
 /// A part of a period: its beginning and end, its state, and the reason.
-type Part<'a> = (Timestamp, Timestamp, SegmentState, Option<&'a str>);
+type BarPart<'a> = (Timestamp, Timestamp, SegmentState, Option<&'a str>);
 
 /// Cuts a period at the ends of all parts. Of overlapping parts, the last decides; reasons of gaps are joined. Equal
 /// neighbours are merged.
-fn cut(from: Timestamp, to: Timestamp, parts: &[Part<'_>]) -> Vec<Segment> {
+fn cut(from: Timestamp, to: Timestamp, parts: &[BarPart<'_>]) -> Vec<Segment> {
     let ends = parts.iter().flat_map(|(begin, end, ..)| [*begin, *end]).filter(|at| from < *at && *at < to);
     let edges: Vec<Timestamp> = ends.chain([from, to]).collect::<BTreeSet<_>>().into_iter().collect();
     let mut segments: Vec<Segment> = Vec::new();

@@ -1,6 +1,6 @@
 //! How late content came, read from the state: over the period, and on each of its days.
 
-use super::model::{Lateness as Shown, LatenessDay, Spread};
+use super::model::{LatenessDay, LatenessSummary as Shown, Spread};
 use crate::checkpoint::format::{self, Keys};
 use crate::checkpoint::lateness::{Delays, Lateness, day_of};
 use crate::host::{StateError, StateStore};

@@ -3,8 +3,8 @@
 use jiff::SignedDuration;
 
 use super::model::{
-    Chain, Compared, Completeness, Finding, FindingKind, Healed, Reconcile, Segment, SegmentState, Stream, Tenant,
-    WaitsFor,
+    Chain, Compared, Completeness, FindingKind, HealedSummary, Reconcile, ReportFinding, ReportedStream, ReportedWait,
+    Segment, SegmentState, Tenant,
 };
 use super::words::{NOT_KNOWN, number, reasons, span, time, time_or};
 use crate::model::{Timestamp, counted, shortened};
@@ -15,35 +15,38 @@ const BEHIND: SignedDuration = SignedDuration::from_hours(1);
 /// Streams of one tenant begin within moments of each other.
 const BEGINS_TOGETHER: SignedDuration = SignedDuration::from_mins(1);
 /// Gaps of one content type that are listed one by one; the JSON object and the bars have all.
-const GAPS_TOLD: usize = 10;
+const GAPS_LISTED: usize = 10;
 
 /// All of one tenant, the worst first.
-pub(super) fn findings(tenant: &Tenant, to: Timestamp) -> Vec<Finding> {
-    let mut found: Vec<Finding> = Vec::new();
+pub(super) fn findings(tenant: &Tenant, to: Timestamp) -> Vec<ReportFinding> {
+    let mut found: Vec<ReportFinding> = Vec::new();
     for stream in &tenant.streams {
         of_stream(stream, to, &mut |kind, text| {
             let content_type = stream.content_type.clone();
             // A finding that holds for several content types is listed once.
             match found.iter_mut().find(|known| known.kind == kind && known.text == text) {
                 Some(known) if !known.content_types.contains(&content_type) => known.content_types.push(content_type),
-                _ => {
-                    found.push(Finding { kind, source: tenant.source.clone(), content_types: vec![content_type], text })
-                }
+                _ => found.push(ReportFinding {
+                    kind,
+                    source: tenant.source.clone(),
+                    content_types: vec![content_type],
+                    text,
+                }),
             }
         });
     }
-    let mut tell = |kind, text| {
-        found.push(Finding { kind, source: tenant.source.clone(), content_types: Vec::new(), text });
+    let mut add_finding = |kind, text| {
+        found.push(ReportFinding { kind, source: tenant.source.clone(), content_types: Vec::new(), text });
     };
-    of_receipts(tenant, &mut tell);
-    of_comparison(&tenant.reconcile, &mut tell);
+    of_receipts(tenant, &mut add_finding);
+    of_comparison(&tenant.reconcile, &mut add_finding);
     found.sort_by_key(|finding| finding.kind);
     found
 }
 
 /// The completeness that follows from a tenant's findings.
-pub(super) fn completeness<'f>(findings: impl IntoIterator<Item = &'f Finding>) -> Completeness {
-    let of = |finding: &Finding| match finding.kind {
+pub(super) fn completeness<'f>(findings: impl IntoIterator<Item = &'f ReportFinding>) -> Completeness {
+    let of = |finding: &ReportFinding| match finding.kind {
         FindingKind::Lost => Completeness::Incomplete,
         FindingKind::NotCovered => Completeness::NotCovered,
         FindingKind::Open => Completeness::Open,
@@ -52,16 +55,16 @@ pub(super) fn completeness<'f>(findings: impl IntoIterator<Item = &'f Finding>) 
     findings.into_iter().map(of).max().unwrap_or(Completeness::Complete)
 }
 
-fn of_stream(stream: &Stream, to: Timestamp, tell: &mut dyn FnMut(FindingKind, String)) {
+fn of_stream(stream: &ReportedStream, to: Timestamp, add_finding: &mut dyn FnMut(FindingKind, String)) {
     let Some(position) = &stream.position else {
-        tell(
+        add_finding(
             FindingKind::NotCovered,
             format!("{NOT_KNOWN}: the state has no position of it, so it was never listed, or its state is gone."),
         );
         return;
     };
     let in_state = |state| stream.bar.iter().filter(move |segment: &&Segment| segment.state == state);
-    for Segment { from, to, reason, .. } in in_state(SegmentState::Gap).take(GAPS_TOLD) {
+    for Segment { from, to, reason, .. } in in_state(SegmentState::Gap).take(GAPS_LISTED) {
         let why = reasons(reason.as_deref().unwrap_or_default());
         let long = span(to.duration_since(*from).as_secs());
         let text = format!(
@@ -69,9 +72,9 @@ fn of_stream(stream: &Stream, to: Timestamp, tell: &mut dyn FnMut(FindingKind, S
             time(*from),
             time(*to)
         );
-        tell(FindingKind::Lost, text);
+        add_finding(FindingKind::Lost, text);
     }
-    for Healed { from, to, at, events } in &stream.healed {
+    for HealedSummary { from, to, at, events } in &stream.healed {
         let text = format!(
             "a gap from {} to {} was filled through Microsoft Graph on {}, with {} of all content types. A comparison with the \
              audit search does not tell of it: both are the same source.",
@@ -80,11 +83,11 @@ fn of_stream(stream: &Stream, to: Timestamp, tell: &mut dyn FnMut(FindingKind, S
             time(*at),
             counted(*events, "event")
         );
-        tell(FindingKind::Note, text);
+        add_finding(FindingKind::Note, text);
     }
-    let more = in_state(SegmentState::Gap).count().saturating_sub(GAPS_TOLD);
+    let more = in_state(SegmentState::Gap).count().saturating_sub(GAPS_LISTED);
     if more > 0 {
-        tell(FindingKind::Lost, format!("{} more can no longer be read.", counted(more as u64, "interval")));
+        add_finding(FindingKind::Lost, format!("{} more can no longer be read.", counted(more as u64, "interval")));
     }
     for segment in in_state(SegmentState::NotRead) {
         if segment.to.duration_since(segment.from) > BEGINS_TOGETHER {
@@ -92,25 +95,25 @@ fn of_stream(stream: &Stream, to: Timestamp, tell: &mut dyn FnMut(FindingKind, S
                 "content made available before {} is never read: the source begins there.",
                 time(position.origin)
             );
-            tell(FindingKind::NotCovered, text);
+            add_finding(FindingKind::NotCovered, text);
         }
     }
     let stands = position.complete_until.map_or(position.origin, |complete| complete.max(position.origin));
     let behind = to.duration_since(stands);
     if behind > BEHIND && in_state(SegmentState::NotYet).next().is_some() {
         let long = span(behind.as_secs());
-        tell(
+        add_finding(
             FindingKind::Open,
             format!("content made available since {} is not read yet ({long} behind).", time(stands)),
         );
     }
     if let Some(since) = position.disabled_since {
-        tell(FindingKind::Open, format!("the subscription to the feed is off since {}.", time(since)));
+        add_finding(FindingKind::Open, format!("the subscription to the feed is off since {}.", time(since)));
     }
-    of_what_is_left(stream, tell);
+    of_what_is_left(stream, add_finding);
 }
 
-fn of_what_is_left(stream: &Stream, tell: &mut dyn FnMut(FindingKind, String)) {
+fn of_what_is_left(stream: &ReportedStream, add_finding: &mut dyn FnMut(FindingKind, String)) {
     if stream.owed.blobs > 0 {
         let text = format!(
             "{} of content listed and not read yet; the oldest was made available {}, the first expires {}.",
@@ -118,7 +121,7 @@ fn of_what_is_left(stream: &Stream, tell: &mut dyn FnMut(FindingKind, String)) {
             time_or(stream.owed.oldest, NOT_KNOWN),
             time_or(stream.owed.first_expires, NOT_KNOWN)
         );
-        tell(FindingKind::Open, text);
+        add_finding(FindingKind::Open, text);
     }
     if stream.set_aside.records > 0 {
         let is_one = stream.set_aside.records == 1;
@@ -129,11 +132,11 @@ fn of_what_is_left(stream: &Stream, tell: &mut dyn FnMut(FindingKind, String)) {
             if is_one { "it" } else { "them" },
             time_or(stream.set_aside.oldest, NOT_KNOWN)
         );
-        tell(FindingKind::Open, text);
+        add_finding(FindingKind::Open, text);
     }
     if stream.on_hold.reads > 0 {
         let waits = match &stream.on_hold.waits_for {
-            Some(WaitsFor { content_type, needed_until, complete_until }) => format!(
+            Some(ReportedWait { content_type, needed_until, complete_until }) => format!(
                 "they wait until {content_type} is complete until {}; it is until {}",
                 time(*needed_until),
                 time_or(*complete_until, "no time yet")
@@ -144,17 +147,17 @@ fn of_what_is_left(stream: &Stream, tell: &mut dyn FnMut(FindingKind, String)) {
             "{} on hold until it is known whether data loss prevention flagged them: {waits}.",
             counted(stream.on_hold.reads, "routine read")
         );
-        tell(FindingKind::Note, text);
+        add_finding(FindingKind::Note, text);
     }
 }
 
-fn of_receipts(tenant: &Tenant, tell: &mut dyn FnMut(FindingKind, String)) {
+fn of_receipts(tenant: &Tenant, add_finding: &mut dyn FnMut(FindingKind, String)) {
     let receipts = &tenant.receipts;
     match &receipts.chain {
         Chain::Verified => {}
         Chain::NotVerified => {
             let first = receipts.faults.first().map(|fault| shortened(fault).into_owned()).unwrap_or_default();
-            tell(
+            add_finding(
                 FindingKind::NotVerified,
                 format!(
                     "the receipts do not verify: {}. The first: {first}.",
@@ -162,17 +165,20 @@ fn of_receipts(tenant: &Tenant, tell: &mut dyn FnMut(FindingKind, String)) {
                 ),
             );
         }
-        Chain::NothingSealed => tell(
+        Chain::NothingSealed => add_finding(
             FindingKind::NotKnown,
             "no receipts were sealed yet, so there is nothing to verify: an hour is sealed when it has ended."
                 .to_owned(),
         ),
-        Chain::Off => tell(
+        Chain::Off => add_finding(
             FindingKind::NotKnown,
             "no receipts are kept (`[receipts] days = 0`), so it is not known what became of each event.".to_owned(),
         ),
         Chain::NotKnown(why) => {
-            tell(FindingKind::NotKnown, format!("it is not known whether the receipts verify: {}.", shortened(why)));
+            add_finding(
+                FindingKind::NotKnown,
+                format!("it is not known whether the receipts verify: {}.", shortened(why)),
+            );
         }
     }
     let hours = &receipts.hours;
@@ -182,7 +188,7 @@ fn of_receipts(tenant: &Tenant, tell: &mut dyn FnMut(FindingKind, String)) {
             number(hours.not_known()),
             number(hours.all)
         );
-        tell(FindingKind::NotKnown, text);
+        add_finding(FindingKind::NotKnown, text);
     }
     if hours.in_part > 0 {
         let text = format!(
@@ -190,20 +196,20 @@ fn of_receipts(tenant: &Tenant, tell: &mut dyn FnMut(FindingKind, String)) {
              written with ≥.",
             counted(hours.in_part, "hour")
         );
-        tell(FindingKind::NotKnown, text);
+        add_finding(FindingKind::NotKnown, text);
     }
 }
 
-fn of_comparison(reconcile: &Reconcile, tell: &mut dyn FnMut(FindingKind, String)) {
+fn of_comparison(reconcile: &Reconcile, add_finding: &mut dyn FnMut(FindingKind, String)) {
     let compared = match reconcile {
         Reconcile::None => {
             let text =
                 "it was never compared with an export of Microsoft's audit search: `m365-audit reconcile` does that.";
-            return tell(FindingKind::NotKnown, text.to_owned());
+            return add_finding(FindingKind::NotKnown, text.to_owned());
         }
         Reconcile::Unreadable { why } => {
             let text = format!("the verdict of the last comparison cannot be read: {}.", shortened(why));
-            return tell(FindingKind::NotKnown, text);
+            return add_finding(FindingKind::NotKnown, text);
         }
         Reconcile::Made(compared) => compared,
     };
@@ -216,19 +222,19 @@ fn of_comparison(reconcile: &Reconcile, tell: &mut dyn FnMut(FindingKind, String
             number(*rows),
             time(*made)
         );
-        tell(FindingKind::Lost, text);
+        add_finding(FindingKind::Lost, text);
     }
     if compared.looks_cut {
         let why = if compared.why.is_empty() { String::new() } else { format!(": {}", compared.why.join("; ")) };
         let text =
             format!("the export that was compared looks cut{}, so events may be missing in both.", shortened(&why));
-        tell(FindingKind::NotKnown, text);
+        add_finding(FindingKind::NotKnown, text);
     }
     let untold: u64 =
         ["too_old", "no_identity", "unreadable", "too_young"].iter().map(|class| compared.class(class)).sum();
     if untold > 0 {
         let text =
             format!("of {} rows of the compared export it cannot be told whether they were delivered.", number(untold));
-        tell(FindingKind::NotKnown, text);
+        add_finding(FindingKind::NotKnown, text);
     }
 }

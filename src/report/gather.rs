@@ -11,10 +11,10 @@ use super::bar::of_position;
 use super::delays::delays;
 use super::findings::{completeness, findings};
 use super::model::{
-    Chain, Completeness, FORMAT, Healed, OnHold, Owed, Reached, Reason, Receipts, Reconcile, Report, SetAside, Stream,
-    Tenant, WaitsFor,
+    AuditReport, Chain, Completeness, FORMAT, HealedSummary, OnHold, Owed, PositionSummary, Reason, ReceiptSummary,
+    Reconcile, ReportedStream, ReportedWait, SetAsideSummary, Tenant,
 };
-use super::tally::{Tally, first_hour, tally};
+use super::tally::{ReceiptCounts, first_hour, tally};
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, Stored, TrackedBlob};
 use crate::checkpoint::heal::StoredHeal;
 use crate::checkpoint::held::HeldHead;
@@ -24,7 +24,7 @@ use crate::model::{ContentType, TenantId, Timestamp, shortened};
 use crate::receipts::note::VerifierKey;
 use crate::receipts::statement::Hour;
 use crate::receipts::store::{self, ReceiptKeys};
-use crate::receipts::verify::Verdict;
+use crate::receipts::verify::Verification;
 use crate::source::hold::waited_for;
 
 /// The default length of the period.
@@ -34,7 +34,7 @@ const REASONS_MAX: usize = 20;
 
 /// What to report.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct ReportRequest {
     /// Name and version of the program.
     pub program: String,
     /// Now.
@@ -51,7 +51,7 @@ pub struct Asked {
 
 /// A tenant to report on.
 #[derive(Debug, Clone)]
-pub struct AskedTenant {
+pub struct ReportTenant {
     /// Its source in the configuration.
     pub source: String,
     /// Its GUID.
@@ -68,7 +68,11 @@ pub struct AskedTenant {
 ///
 /// # Errors
 /// When the state cannot be read, or a value other than a receipt is damaged.
-pub async fn gather(store: &dyn StateStore, asked: &Asked, tenants: Vec<AskedTenant>) -> Result<Report, StateError> {
+pub async fn gather(
+    store: &dyn StateStore,
+    asked: &ReportRequest,
+    tenants: Vec<ReportTenant>,
+) -> Result<AuditReport, StateError> {
     let to = asked.to.map_or(asked.now, |to| to.min(asked.now));
     let from = match asked.from {
         Some(from) => from,
@@ -83,7 +87,7 @@ pub async fn gather(store: &dyn StateStore, asked: &Asked, tenants: Vec<AskedTen
         gathered.push(tenant);
     }
     found.sort_by_key(|finding| finding.kind);
-    Ok(Report {
+    Ok(AuditReport {
         format: FORMAT,
         program: asked.program.clone(),
         generated: asked.now,
@@ -98,7 +102,11 @@ pub async fn gather(store: &dyn StateStore, asked: &Asked, tenants: Vec<AskedTen
 }
 
 /// 30 days before the end, or later, where position and receipts of every tenant begin later.
-async fn default_from(store: &dyn StateStore, tenants: &[AskedTenant], to: Timestamp) -> Result<Timestamp, StateError> {
+async fn default_from(
+    store: &dyn StateStore,
+    tenants: &[ReportTenant],
+    to: Timestamp,
+) -> Result<Timestamp, StateError> {
     let earliest = to.saturating_sub(DEFAULT_PERIOD).unwrap_or(Timestamp::MIN);
     let mut begins = Vec::new();
     for tenant in tenants {
@@ -123,14 +131,14 @@ fn unless_damaged<T>(read: Result<T, StateError>) -> Result<Result<T, String>, S
 
 async fn of_tenant(
     store: &dyn StateStore,
-    asked: &Asked,
-    tenant: AskedTenant,
+    asked: &ReportRequest,
+    tenant: ReportTenant,
     period: (Timestamp, Timestamp),
 ) -> Result<Tenant, StateError> {
     let keys = Keys::of(&tenant.tenant);
     let (tally, damage) = match unless_damaged(tally(store, &keys, &tenant.content_types, period).await)? {
         Ok(tally) => (tally, None),
-        Err(damage) => (Tally::of_nothing(period), Some(damage)),
+        Err(damage) => (ReceiptCounts::of_nothing(period), Some(damage)),
     };
     let mut receipts = of_receipts(store, asked, &keys, &tenant.tenant, &tally).await?;
     if let Some(damage) = damage.filter(|damage| !receipts.faults.contains(damage)) {
@@ -150,9 +158,9 @@ async fn of_tenant(
     for &content_type in &tenant.content_types {
         let position = positions.get(&content_type);
         let counts = tally.by_type.as_ref().map(|counts| counts.get(&content_type).copied().unwrap_or_default());
-        streams.push(Stream {
+        streams.push(ReportedStream {
             content_type: content_type.to_string(),
-            position: position.map(|position| Reached {
+            position: position.map(|position| PositionSummary {
                 origin: position.origin,
                 complete_until: position.complete_until,
                 last_listing: position.last_listing,
@@ -181,19 +189,19 @@ async fn of_tenant(
 }
 
 /// The parts of a period that were filled through Microsoft Graph.
-fn healed(healing: &StoredHeal, content_type: ContentType, (from, to): (Timestamp, Timestamp)) -> Vec<Healed> {
+fn healed(healing: &StoredHeal, content_type: ContentType, (from, to): (Timestamp, Timestamp)) -> Vec<HealedSummary> {
     let of = healing.healed_of(content_type).iter().filter(|healed| healed.from < to && from < healed.to);
-    of.map(|healed| Healed { from: healed.from, to: healed.to, at: healed.at, events: healed.events }).collect()
+    of.map(|healed| HealedSummary { from: healed.from, to: healed.to, at: healed.at, events: healed.events }).collect()
 }
 
 async fn of_receipts(
     store: &dyn StateStore,
-    asked: &Asked,
+    asked: &ReportRequest,
     keys: &Keys,
     tenant: &TenantId,
-    tally: &Tally,
-) -> Result<Receipts, StateError> {
-    let mut receipts = Receipts {
+    tally: &ReceiptCounts,
+) -> Result<ReceiptSummary, StateError> {
+    let mut receipts = ReceiptSummary {
         chain: Chain::Off,
         key: asked.key.as_ref().ok().map(VerifierKey::short),
         first_hour: None,
@@ -236,7 +244,7 @@ async fn of_receipts(
     Ok(receipts)
 }
 
-fn note_verdict(receipts: &mut Receipts, verdict: &Verdict) -> Chain {
+fn note_verdict(receipts: &mut ReceiptSummary, verdict: &Verification) -> Chain {
     receipts.first_hour = verdict.hours.map(|(first, _)| first.start());
     receipts.last_hour = verdict.hours.map(|(_, last)| last.start());
     receipts.parts = verdict.parts;
@@ -259,8 +267,12 @@ async fn owed(store: &dyn StateStore, keys: &Keys, content_type: ContentType) ->
     Ok(owed)
 }
 
-async fn set_aside(store: &dyn StateStore, keys: &Keys, content_type: ContentType) -> Result<SetAside, StateError> {
-    let mut aside = SetAside::default();
+async fn set_aside(
+    store: &dyn StateStore,
+    keys: &Keys,
+    content_type: ContentType,
+) -> Result<SetAsideSummary, StateError> {
+    let mut aside = SetAsideSummary::default();
     let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
     for (key, _) in store.list(&keys.aside(content_type)).await? {
         let Some(record) = load::<AsideRecord>(store, &key).await? else { continue };
@@ -279,7 +291,7 @@ async fn set_aside(store: &dyn StateStore, keys: &Keys, content_type: ContentTyp
 async fn on_hold(
     store: &dyn StateStore,
     keys: &Keys,
-    tenant: &AskedTenant,
+    tenant: &ReportTenant,
     positions: &BTreeMap<ContentType, Position>,
 ) -> Result<BTreeMap<ContentType, OnHold>, StateError> {
     let mut all: BTreeMap<ContentType, OnHold> = BTreeMap::new();
@@ -296,7 +308,8 @@ async fn on_hold(
     for held in all.values_mut() {
         let needed_until = held.oldest.and_then(|oldest| oldest.saturating_add(hold).ok()).unwrap_or(Timestamp::MAX);
         if complete_until.is_none_or(|complete| complete < needed_until) {
-            held.waits_for = Some(WaitsFor { content_type: content_type.to_string(), needed_until, complete_until });
+            held.waits_for =
+                Some(ReportedWait { content_type: content_type.to_string(), needed_until, complete_until });
         }
     }
     Ok(all)

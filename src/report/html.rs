@@ -3,14 +3,15 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::markup::Page;
+use super::markup::HtmlPage;
 use super::model::{
-    Chain, Compared, Completeness, Day, Receipts, Reconcile, Report, Segment, SegmentState, Spread, Stream, Tenant,
+    AuditReport, Chain, Compared, Completeness, Day, ReceiptSummary, Reconcile, ReportedStream, Segment, SegmentState,
+    Spread, Tenant,
 };
 use super::notes::{GLOSSARY, NOT_PROVEN, OF_CONTENT, OF_RECEIPTS, STANDARDS};
 use super::svg::{self, Scale};
 use super::tables::Holds::{Numbers, Times, Words};
-use super::tables::{Column, Row, table, terms};
+use super::tables::{TableColumn, TableRow, table, terms};
 use super::words::{
     CLASSES, NOT_KNOWN, answer, at_least, bound, chain, delay, kind, number, reasons, span, time, time_or, verdict,
 };
@@ -20,8 +21,8 @@ use crate::receipts::statement::Counts;
 const STYLE: &str = include_str!("report.css");
 
 /// The page.
-pub fn page(report: &Report) -> String {
-    let mut page = Page::default();
+pub fn page(report: &AuditReport) -> String {
+    let mut page = HtmlPage::default();
     head(&mut page, report);
     page.ours("<main>\n");
     summary(&mut page, report);
@@ -49,7 +50,7 @@ fn anchor(at: usize) -> String {
     format!("t{}", at + 1)
 }
 
-fn head(page: &mut Page, report: &Report) {
+fn head(page: &mut HtmlPage, report: &AuditReport) {
     // Only this style may be applied, and nothing may be loaded.
     let policy = format!(
         "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'",
@@ -70,7 +71,7 @@ fn head(page: &mut Page, report: &Report) {
     svg::patterns(page);
 }
 
-fn summary(page: &mut Page, report: &Report) {
+fn summary(page: &mut HtmlPage, report: &AuditReport) {
     page.ours("<header>\n<h1>Completeness of the Microsoft 365 audit log</h1>\n");
     page.element("p", &[("class", "lead")], &answer(report).join(" "));
     let class = match report.completeness {
@@ -95,17 +96,22 @@ fn summary(page: &mut Page, report: &Report) {
     page.ours("</header>\n");
 }
 
-fn found(page: &mut Page, report: &Report) {
+fn found(page: &mut HtmlPage, report: &AuditReport) {
     page.ours("<section aria-labelledby=\"found\">\n<h2 id=\"found\">Missing, open or not known</h2>\n");
     if report.findings.is_empty() {
         page.ours("<p>Nothing.</p>\n");
     } else {
-        let row = |finding: &super::model::Finding| {
+        let row = |finding: &super::model::ReportFinding| {
             let content_types = match finding.content_types.as_slice() {
                 [] => "all".to_owned(),
                 some => some.join(", "),
             };
-            Row::Cells(vec![kind(finding.kind).to_owned(), finding.source.clone(), content_types, finding.text.clone()])
+            TableRow::Cells(vec![
+                kind(finding.kind).to_owned(),
+                finding.source.clone(),
+                content_types,
+                finding.text.clone(),
+            ])
         };
         page.ours("<div class=\"long\">\n");
         let caption = "What a reader has to know, the worst first. “Missing” cannot be read any more, “open” can still be read \
@@ -117,7 +123,7 @@ fn found(page: &mut Page, report: &Report) {
     page.ours("</section>\n");
 }
 
-fn at_a_glance(page: &mut Page, report: &Report) {
+fn at_a_glance(page: &mut HtmlPage, report: &AuditReport) {
     page.ours("<section aria-labelledby=\"tenants\">\n<h2 id=\"tenants\">Tenants at a glance</h2>\n");
     let row = |tenant: &Tenant| {
         let until = tenant.streams.iter().map(|s| s.position.as_ref().and_then(|p| p.complete_until)).min().flatten();
@@ -127,7 +133,7 @@ fn at_a_glance(page: &mut Page, report: &Report) {
             }
             Reconcile::None | Reconcile::Unreadable { .. } => NOT_KNOWN.to_owned(),
         };
-        Row::Cells(vec![
+        TableRow::Cells(vec![
             tenant.source.clone(),
             verdict(tenant.completeness).to_owned(),
             time_or(until, NOT_KNOWN),
@@ -146,7 +152,7 @@ fn at_a_glance(page: &mut Page, report: &Report) {
     page.ours("</section>\n");
 }
 
-fn of_tenant(page: &mut Page, tenant: &Tenant, report: &Report, scale: Scale, id: &str) {
+fn of_tenant(page: &mut HtmlPage, tenant: &Tenant, report: &AuditReport, scale: Scale, id: &str) {
     page.begin("section", &[("class", "tenant"), ("aria-labelledby", id)]);
     page.element("h2", &[("id", id)], &format!("Tenant {}", tenant.source));
     let facts = [
@@ -167,7 +173,7 @@ fn of_tenant(page: &mut Page, tenant: &Tenant, report: &Report, scale: Scale, id
 }
 
 /// The marks of each content type's gaps.
-fn bars(page: &mut Page, tenant: &Tenant, scale: Scale) -> Vec<Vec<String>> {
+fn bars(page: &mut HtmlPage, tenant: &Tenant, scale: Scale) -> Vec<Vec<String>> {
     page.ours(
         "<h3>What was read</h3>\n<p class=\"soft\">By when Microsoft made content available, not by when events \
                happened. Marks G1, G2 … name the gaps in the table below.</p>\n<div class=\"bars\">\n",
@@ -199,7 +205,7 @@ fn bars(page: &mut Page, tenant: &Tenant, scale: Scale) -> Vec<Vec<String>> {
     marks
 }
 
-fn labelled(page: &mut Page, scale: Scale, (name, stands): (&str, &str), bar: &[Segment], gaps: &[String]) {
+fn labelled(page: &mut HtmlPage, scale: Scale, (name, stands): (&str, &str), bar: &[Segment], gaps: &[String]) {
     page.ours("<div><h4>");
     page.element("b", &[], name);
     page.element("span", &[], stands);
@@ -208,34 +214,34 @@ fn labelled(page: &mut Page, scale: Scale, (name, stands): (&str, &str), bar: &[
     page.ours("</div>\n");
 }
 
-fn gaps(page: &mut Page, tenant: &Tenant, marks: &[Vec<String>]) {
+fn gaps(page: &mut HtmlPage, tenant: &Tenant, marks: &[Vec<String>]) {
     let mut rows = Vec::new();
     for (stream, marks) in tenant.streams.iter().zip(marks) {
         let gaps = stream.bar.iter().filter(|segment| segment.state == SegmentState::Gap);
         rows.extend(gaps.zip(marks).map(|(gap, mark)| {
             let long = span(gap.to.duration_since(gap.from).as_secs());
             let why = reasons(gap.reason.as_deref().unwrap_or_default());
-            Row::Cells(vec![mark.clone(), stream.content_type.clone(), time(gap.from), time(gap.to), long, why])
+            TableRow::Cells(vec![mark.clone(), stream.content_type.clone(), time(gap.from), time(gap.to), long, why])
         }));
     }
     if rows.is_empty() {
         page.ours("<p>No gap is known in this period.</p>\n");
         return;
     }
-    let columns: [Column; 6] =
+    let columns: [TableColumn; 6] =
         [("gap", Words), ("content type", Words), ("from", Times), ("to", Times), ("long", Words), ("why", Words)];
     page.ours("<div class=\"long\">\n");
     table(page, "Gaps: content made available then can no longer be read from the feed.", &columns, rows);
     page.ours("</div>\n");
 }
 
-fn positions(page: &mut Page, tenant: &Tenant) {
+fn positions(page: &mut HtmlPage, tenant: &Tenant) {
     page.ours("<h3>How far it was read, and what is left</h3>\n");
-    let row = |stream: &Stream| {
-        let time_of = |of: fn(&super::model::Reached) -> Option<crate::model::Timestamp>| {
+    let row = |stream: &ReportedStream| {
+        let time_of = |of: fn(&super::model::PositionSummary) -> Option<crate::model::Timestamp>| {
             time_or(stream.position.as_ref().and_then(of), NOT_KNOWN)
         };
-        Row::Cells(vec![
+        TableRow::Cells(vec![
             stream.content_type.clone(),
             time_of(|position| Some(position.origin)),
             time_of(|position| position.complete_until),
@@ -258,7 +264,7 @@ fn positions(page: &mut Page, tenant: &Tenant) {
     let mut rows = Vec::new();
     for stream in &tenant.streams {
         let why = |reason: &super::model::Reason| {
-            Row::Cells(vec![stream.content_type.clone(), reason.why.clone(), number(reason.records)])
+            TableRow::Cells(vec![stream.content_type.clone(), reason.why.clone(), number(reason.records)])
         };
         rows.extend(stream.set_aside.reasons.iter().map(why));
     }
@@ -268,7 +274,7 @@ fn positions(page: &mut Page, tenant: &Tenant) {
     }
 }
 
-const OUTCOMES: [Column; 6] = [
+const OUTCOMES: [TableColumn; 6] = [
     ("delivered", Numbers),
     ("dropped", Numbers),
     ("set aside", Numbers),
@@ -287,13 +293,13 @@ fn day_name(day: &Day) -> String {
     day.until.as_ref().map_or_else(|| day.day.clone(), |until| format!("{} to {until}", day.day))
 }
 
-fn events(page: &mut Page, tenant: &Tenant, scale: Scale) {
+fn events(page: &mut HtmlPage, tenant: &Tenant, scale: Scale) {
     page.ours("<h3>What became of the events</h3>\n");
-    let row = |stream: &Stream| {
+    let row = |stream: &ReportedStream| {
         let cells = cells(stream.counts.as_ref(), stream.counts_are_whole);
-        Row::Cells([vec![stream.content_type.clone()], cells].concat())
+        TableRow::Cells([vec![stream.content_type.clone()], cells].concat())
     };
-    let columns: Vec<Column> = [("content type", Words)].into_iter().chain(OUTCOMES).collect();
+    let columns: Vec<TableColumn> = [("content type", Words)].into_iter().chain(OUTCOMES).collect();
     let caption = "By content type, over the whole period, from receipts. “≥” means at least: receipts do not reach all of it; “none seen” likewise.";
     table(page, caption, &columns, tenant.streams.iter().map(row).collect());
     page.ours("<div class=\"bars\"><div><h4>");
@@ -308,15 +314,16 @@ fn events(page: &mut Page, tenant: &Tenant, scale: Scale) {
     let row = |day: &Day| {
         let known = format!("{} of {}", day.hours.known, day.hours.all);
         let cells = cells(day.counts.as_ref(), day.hours.is_whole());
-        Row::Cells([vec![day_name(day)], cells, vec![known]].concat())
+        TableRow::Cells([vec![day_name(day)], cells, vec![known]].concat())
     };
-    let columns: Vec<Column> = [("day", Words)].into_iter().chain(OUTCOMES).chain([("hours known", Numbers)]).collect();
+    let columns: Vec<TableColumn> =
+        [("day", Words)].into_iter().chain(OUTCOMES).chain([("hours known", Numbers)]).collect();
     let caption = "By the day on which the collector settled the events, in hours of UTC; not by when they happened. The annex \
                    has each content type.";
     table(page, caption, &columns, tenant.days.iter().map(row).collect());
 }
 
-fn rules(page: &mut Page, tenant: &Tenant) {
+fn rules(page: &mut HtmlPage, tenant: &Tenant) {
     page.ours("<h3>Dropped by rule</h3>\n");
     match &tenant.dropped_by_rule {
         None => page.element("p", &[], "Not known: receipts say nothing of this period."),
@@ -324,7 +331,7 @@ fn rules(page: &mut Page, tenant: &Tenant) {
         Some(rules) => {
             let name =
                 |rule: &Option<String>| rule.clone().unwrap_or_else(|| "rules that receipts do not name".to_owned());
-            let row = |rule: &super::model::Rule| Row::Cells(vec![name(&rule.rule), number(rule.events)]);
+            let row = |rule: &super::model::DroppingRule| TableRow::Cells(vec![name(&rule.rule), number(rule.events)]);
             let caption = "Events that a rule of the configuration left out, by the rule's id.";
             table(page, caption, &[("rule", Words), ("events", Numbers)], rules.iter().map(row).collect());
         }
@@ -332,9 +339,9 @@ fn rules(page: &mut Page, tenant: &Tenant) {
 }
 
 /// One of the two delays, and its name.
-type Which = (&'static str, fn(&Stream) -> Option<&Spread>);
+type DelayKind = (&'static str, fn(&ReportedStream) -> Option<&Spread>);
 
-const DELAYS: [Which; 2] = [
+const DELAYS: [DelayKind; 2] = [
     ("from an event to the content it is in (Microsoft's part)", |stream| stream.lateness.events.as_ref()),
     ("from there to when it was read (the collector's part)", |stream| stream.lateness.content.as_ref()),
 ];
@@ -345,12 +352,14 @@ fn spread(spread: Option<&Spread>) -> Vec<String> {
     [vec![number(spread.counted)], times.to_vec()].concat()
 }
 
-fn late(page: &mut Page, tenant: &Tenant, bounds: &[u64]) {
+fn late(page: &mut HtmlPage, tenant: &Tenant, bounds: &[u64]) {
     page.ours("<h3>How late content came</h3>\n");
     let mut rows = Vec::new();
     for (name, of) in DELAYS {
-        rows.push(Row::Group(name.to_owned()));
-        rows.extend(tenant.streams.iter().map(|s| Row::Cells([vec![s.content_type.clone()], spread(of(s))].concat())));
+        rows.push(TableRow::Group(name.to_owned()));
+        rows.extend(
+            tenant.streams.iter().map(|s| TableRow::Cells([vec![s.content_type.clone()], spread(of(s))].concat())),
+        );
     }
     let columns = [
         ("content type", Words),
@@ -362,23 +371,23 @@ fn late(page: &mut Page, tenant: &Tenant, bounds: &[u64]) {
     table(page, "Delays of events and of content that was read in the period.", &columns, rows);
     let mut rows = Vec::new();
     for (name, of) in DELAYS {
-        rows.push(Row::Group(name.to_owned()));
+        rows.push(TableRow::Group(name.to_owned()));
         for stream in tenant.streams.iter().filter(|stream| of(stream).is_some()) {
             let counts = of(stream).map(|spread| spread.counts.iter().map(|count| number(*count)).collect());
-            rows.push(Row::Cells([vec![stream.content_type.clone()], counts.unwrap_or_default()].concat()));
+            rows.push(TableRow::Cells([vec![stream.content_type.clone()], counts.unwrap_or_default()].concat()));
         }
     }
     if tenant.streams.iter().any(|stream| DELAYS.iter().any(|(_, of)| of(stream).is_some())) {
         const HEADS: [&str; 13] =
             ["≤ 1 min", "5 min", "15 min", "30 min", "1 h", "2 h", "6 h", "12 h", "1 d", "2 d", "3 d", "7 d", "more"];
         debug_assert!(bounds.iter().zip(HEADS).all(|(secs, head)| head.ends_with(&bound(*secs))), "{bounds:?}");
-        let columns: Vec<Column> =
+        let columns: Vec<TableColumn> =
             [("content type", Words)].into_iter().chain(HEADS.map(|head| (head, Numbers))).collect();
         table(page, "How many were so late: each count has those beyond the bound before it.", &columns, rows);
     }
 }
 
-fn receipts(page: &mut Page, receipts: &Receipts) {
+fn receipts(page: &mut HtmlPage, receipts: &ReceiptSummary) {
     page.ours("<h3>Receipts</h3>\n");
     let hours = &receipts.hours;
     let mut facts = vec![("State", chain(&receipts.chain))];
@@ -405,22 +414,22 @@ fn receipts(page: &mut Page, receipts: &Receipts) {
     let lacking = receipts.bar.iter().filter(|segment| segment.state != SegmentState::Complete);
     let row = |segment: &Segment| {
         let what = if segment.state == SegmentState::InPart { "some may be lacking" } else { NOT_KNOWN };
-        Row::Cells(vec![time(segment.from), time(segment.to), what.to_owned()])
+        TableRow::Cells(vec![time(segment.from), time(segment.to), what.to_owned()])
     };
-    let rows: Vec<Row> = lacking.map(row).collect();
+    let rows: Vec<TableRow> = lacking.map(row).collect();
     if !rows.is_empty() {
         let columns = [("from", Times), ("to", Times), ("receipts", Words)];
         table(page, "Hours of the period without receipts, or with some.", &columns, rows);
     }
     if !receipts.faults.is_empty() {
-        let row = |(at, fault): (usize, &String)| Row::Cells(vec![(at + 1).to_string(), fault.clone()]);
+        let row = |(at, fault): (usize, &String)| TableRow::Cells(vec![(at + 1).to_string(), fault.clone()]);
         let caption = format!("What is wrong with them: {} in all.", number(receipts.faults_in_all));
         let rows = receipts.faults.iter().enumerate().map(row).collect();
         table(page, &caption, &[("fault", Numbers), ("what", Words)], rows);
     }
 }
 
-fn comparison(page: &mut Page, reconcile: &Reconcile) {
+fn comparison(page: &mut HtmlPage, reconcile: &Reconcile) {
     page.ours("<h3>Comparison with Microsoft’s audit search</h3>\n");
     let compared: &Compared = match reconcile {
         Reconcile::None => {
@@ -449,16 +458,16 @@ fn comparison(page: &mut Page, reconcile: &Reconcile) {
     ];
     terms(page, "facts", facts);
     let row = |(class, meaning): &(&str, &str)| {
-        Row::Cells(vec![class.replace('_', " "), number(compared.class(class)), (*meaning).to_owned()])
+        TableRow::Cells(vec![class.replace('_', " "), number(compared.class(class)), (*meaning).to_owned()])
     };
-    let mut rows: Vec<Row> = CLASSES.iter().map(row).collect();
+    let mut rows: Vec<TableRow> = CLASSES.iter().map(row).collect();
     let ours = compared.only_ours.map_or_else(|| NOT_KNOWN.to_owned(), number);
-    rows.push(Row::Cells(vec!["only ours".into(), ours, "delivered here, and not a row of the export".into()]));
+    rows.push(TableRow::Cells(vec!["only ours".into(), ours, "delivered here, and not a row of the export".into()]));
     let columns = [("class", Words), ("rows", Numbers), ("meaning", Words)];
     table(page, "Each row of the export is in one class; “only ours” are no rows.", &columns, rows);
     if !compared.missing.is_empty() {
         let row = |event: &super::model::MissingEvent| {
-            Row::Cells(vec![event.id.clone(), event.time.clone(), event.operation.clone()])
+            TableRow::Cells(vec![event.id.clone(), event.time.clone(), event.operation.clone()])
         };
         let caption = format!(
             "Missing events: {} of {}. `m365-audit reconcile --json` lists all.",
@@ -471,30 +480,30 @@ fn comparison(page: &mut Page, reconcile: &Reconcile) {
 }
 
 /// The tables that are too long for the tenant's section: each day by content type.
-fn annex(page: &mut Page, tenant: &Tenant) {
+fn annex(page: &mut HtmlPage, tenant: &Tenant) {
     page.ours("<section>\n");
     page.element("h2", &[], &format!("Annex: days of {}", tenant.source));
     let types: std::collections::BTreeSet<&String> = tenant.days.iter().flat_map(|day| day.by_type.keys()).collect();
     let mut rows = Vec::new();
     for content_type in types {
-        rows.push(Row::Group(content_type.clone()));
+        rows.push(TableRow::Group(content_type.clone()));
         rows.extend(tenant.days.iter().map(|day| {
             let cells = cells(day.by_type.get(content_type), day.hours.is_whole());
-            Row::Cells([vec![day_name(day)], cells].concat())
+            TableRow::Cells([vec![day_name(day)], cells].concat())
         }));
     }
     if rows.is_empty() {
         page.element("p", &[], "Events by day and content type: not known, receipts say nothing of this period.");
     } else {
-        let columns: Vec<Column> = [("day", Words)].into_iter().chain(OUTCOMES).collect();
+        let columns: Vec<TableColumn> = [("day", Words)].into_iter().chain(OUTCOMES).collect();
         table(page, "Events by content type and by the day on which they were settled.", &columns, rows);
     }
     let mut rows = Vec::new();
     for stream in tenant.streams.iter().filter(|stream| !stream.lateness.days.is_empty()) {
-        rows.push(Row::Group(stream.content_type.clone()));
+        rows.push(TableRow::Group(stream.content_type.clone()));
         rows.extend(stream.lateness.days.iter().map(|day| {
             let cells = [vec![day.day.clone()], spread(day.events.as_ref()), spread(day.content.as_ref())];
-            Row::Cells(cells.concat())
+            TableRow::Cells(cells.concat())
         }));
     }
     if !rows.is_empty() {
@@ -515,10 +524,10 @@ fn annex(page: &mut Page, tenant: &Tenant) {
     page.ours("</section>\n");
 }
 
-fn notes(page: &mut Page) {
+fn notes(page: &mut HtmlPage) {
     page.ours("<section aria-labelledby=\"standards\">\n<h2 id=\"standards\">Which line answers which standard</h2>\n");
     let row = |(standard, asks, line): &(&str, &str, &str)| {
-        Row::Cells([standard, asks, line].map(|text| (*text).to_owned()).to_vec())
+        TableRow::Cells([standard, asks, line].map(|text| (*text).to_owned()).to_vec())
     };
     let columns = [("standard", Words), ("asks for", Words), ("see", Words)];
     page.ours("<div class=\"standards\">\n");

@@ -9,11 +9,11 @@ pub(crate) type Attributes<'a> = [(&'static str, &'a str)];
 
 /// A page being written.
 #[derive(Debug, Default)]
-pub(crate) struct Page {
+pub(crate) struct HtmlPage {
     text: String,
 }
 
-impl Page {
+impl HtmlPage {
     /// The text written.
     pub(crate) fn into_text(self) -> String {
         self.text
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn what_others_chose_never_becomes_markup() {
-        let mut page = Page::default();
+        let mut page = HtmlPage::default();
         page.element("td", &[("title", "\"><script>alert('1')</script>")], "<img src=x onerror=\"a\">&amp;\u{202e}\n");
         assert_eq!(
             page.into_text(),
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn dates_in_a_text_are_not_broken_and_no_attribute_has_an_element_in_it() {
-        let mut page = Page::default();
+        let mut page = HtmlPage::default();
         page.element("p", &[("title", "a 2026-11-30 b")], "<2026-11-30 10:00 to 2026-12-01>");
         page.element("td", &[], "2026-11-30");
         assert_eq!(

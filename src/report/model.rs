@@ -12,7 +12,7 @@ pub const FORMAT: u32 = 1;
 
 /// A report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct AuditReport {
     /// Format version.
     pub format: u32,
     /// Name and version of the program that made it.
@@ -28,7 +28,7 @@ pub struct Report {
     /// Whether everything was read.
     pub completeness: Completeness,
     /// What is missing, open or not known.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<ReportFinding>,
     /// Upper bounds of the counts of delays, in seconds; one more count covers longer delays.
     pub lateness_bounds_secs: Vec<u64>,
     /// Tenant by tenant.
@@ -51,7 +51,7 @@ pub enum Completeness {
 
 /// A fact that the reader must know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct ReportFinding {
     /// Its kind.
     pub kind: FindingKind,
     /// The source it concerns.
@@ -90,28 +90,28 @@ pub struct Tenant {
     /// Whether everything was read.
     pub completeness: Completeness,
     /// By content type.
-    pub streams: Vec<Stream>,
+    pub streams: Vec<ReportedStream>,
     /// The receipts.
-    pub receipts: Receipts,
+    pub receipts: ReceiptSummary,
     /// Events by the day on which they were settled.
     pub days: Vec<Day>,
     /// Dropped events by rule; `None` if no receipts cover the period.
-    pub dropped_by_rule: Option<Vec<Rule>>,
+    pub dropped_by_rule: Option<Vec<DroppingRule>>,
     /// The last comparison with an export of Microsoft's audit search.
     pub reconcile: Reconcile,
 }
 
 /// One content type of a tenant.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Stream {
+pub struct ReportedStream {
     /// Its name.
     pub content_type: String,
     /// How far it was read; `None` if the state has no position.
-    pub position: Option<Reached>,
+    pub position: Option<PositionSummary>,
     /// The period, cut into segments by state.
     pub bar: Vec<Segment>,
     /// Gaps of the period that were filled through Microsoft Graph; the bar has them as read.
-    pub healed: Vec<Healed>,
+    pub healed: Vec<HealedSummary>,
     /// The outcomes of its events in the period; `None` if no receipts cover it.
     pub counts: Option<Counts>,
     /// Whether receipts cover the whole period, so that the counts are complete.
@@ -119,16 +119,16 @@ pub struct Stream {
     /// Content that is listed and not read.
     pub owed: Owed,
     /// Records that every receiver refused.
-    pub set_aside: SetAside,
+    pub set_aside: SetAsideSummary,
     /// Routine reads that wait.
     pub on_hold: OnHold,
     /// How late content came.
-    pub lateness: Lateness,
+    pub lateness: LatenessSummary,
 }
 
 /// An interval that was filled through Microsoft Graph.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Healed {
+pub struct HealedSummary {
     /// Where it begins.
     pub from: Timestamp,
     /// Where it ends (exclusive).
@@ -141,7 +141,7 @@ pub struct Healed {
 
 /// How far a content type was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Reached {
+pub struct PositionSummary {
     /// Content made available before this is never read.
     pub origin: Timestamp,
     /// Everything made available from there to here is settled, except for gaps and unsettled blobs.
@@ -197,7 +197,7 @@ pub struct Owed {
 
 /// Records that every receiver refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct SetAside {
+pub struct SetAsideSummary {
     /// How many.
     pub records: u64,
     /// When the oldest was set aside.
@@ -223,12 +223,12 @@ pub struct OnHold {
     /// When the oldest was made available.
     pub oldest: Option<Timestamp>,
     /// What the oldest waits for; `None` when it can be decided.
-    pub waits_for: Option<WaitsFor>,
+    pub waits_for: Option<ReportedWait>,
 }
 
 /// A content type that may flag reads on hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct WaitsFor {
+pub struct ReportedWait {
     /// Its name.
     pub content_type: String,
     /// The time until which it must be complete.
@@ -239,7 +239,7 @@ pub struct WaitsFor {
 
 /// How late content came.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Lateness {
+pub struct LatenessSummary {
     /// From an event to its content, which is Microsoft's part; `None` if nothing was counted.
     pub events: Option<Spread>,
     /// From there to when it was read, which is this program's part.
@@ -276,7 +276,7 @@ pub struct Spread {
 
 /// The receipts of a tenant.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Receipts {
+pub struct ReceiptSummary {
     /// Whether they verify.
     pub chain: Chain,
     /// The key they were verified with, by its name and id.
@@ -360,7 +360,7 @@ pub struct Day {
 
 /// The events that a rule dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Rule {
+pub struct DroppingRule {
     /// Its id; `None` for those that receipts do not name.
     pub rule: Option<String>,
     /// How many events.

@@ -16,14 +16,14 @@ use crate::model::{TenantId, Timestamp, shortened};
 pub const LISTED_MAX: usize = 20;
 
 #[derive(Deserialize)]
-struct Verdict {
+struct StoredVerdict {
     tenant: String,
     made: Timestamp,
     rows: u64,
     classes: BTreeMap<String, u64>,
     #[serde(default)]
     only_ours: Option<u64>,
-    witness: Witness,
+    witness: StoredWitness,
     #[serde(deserialize_with = "first_of")]
     missing: Vec<MissingEvent>,
     #[serde(default)]
@@ -33,14 +33,14 @@ struct Verdict {
 }
 
 #[derive(Deserialize)]
-struct Witness {
+struct StoredWitness {
     looks_cut: bool,
     #[serde(default)]
     why: Vec<String>,
 }
 
 #[derive(Deserialize)]
-struct Listed {
+struct StoredEvent {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
@@ -51,7 +51,7 @@ struct Listed {
 
 /// Reads a verdict on this tenant.
 pub fn read(verdict: impl Read, tenant: &TenantId) -> Reconcile {
-    let verdict: Verdict = match serde_json::from_reader(verdict) {
+    let verdict: StoredVerdict = match serde_json::from_reader(verdict) {
         Ok(verdict) => verdict,
         Err(error) => return Reconcile::Unreadable { why: error.to_string() },
     };
@@ -72,9 +72,9 @@ pub fn read(verdict: impl Read, tenant: &TenantId) -> Reconcile {
 }
 
 fn first_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<MissingEvent>, D::Error> {
-    struct First;
+    struct ExportSpan;
 
-    impl<'de> Visitor<'de> for First {
+    impl<'de> Visitor<'de> for ExportSpan {
         type Value = Vec<MissingEvent>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,7 +84,7 @@ fn first_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<MissingEve
         fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
             let mut events = Vec::new();
             while events.len() < LISTED_MAX
-                && let Some(Listed { id, time, operation }) = seq.next_element()?
+                && let Some(StoredEvent { id, time, operation }) = seq.next_element()?
             {
                 let text = |text: Option<String>| shortened(&text.unwrap_or_default()).into_owned();
                 events.push(MissingEvent { id: text(id), time: text(time), operation: text(operation) });
@@ -94,7 +94,7 @@ fn first_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<MissingEve
         }
     }
 
-    deserializer.deserialize_seq(First)
+    deserializer.deserialize_seq(ExportSpan)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use jiff::tz::TimeZone;
 
-use super::markup::Page;
+use super::markup::HtmlPage;
 use super::model::{Day, Segment, SegmentState};
 use super::words::{self, number, time};
 use crate::model::Timestamp;
@@ -45,7 +45,7 @@ const MARKS_APART: f64 = 6.0;
 /// Writes the patterns that the pictures refer to: lines, of which each part of a picture shows its piece. They
 /// distinguish parts without colour. A `<pattern>` is not used, since a browser turns it into a bitmap whenever it
 /// prints.
-pub(crate) fn patterns(page: &mut Page) {
+pub(crate) fn patterns(page: &mut HtmlPage) {
     let lines = |step: usize, line: &dyn Fn(i32) -> String| (-HIGH..FAR).step_by(step).map(line).collect::<String>();
     let rows = |step: usize, row: &dyn Fn(i32) -> String| (4..HIGH).step_by(step).map(row).collect::<String>();
     page.ours("<svg class=\"patterns\" aria-hidden=\"true\" focusable=\"false\" width=\"0\" height=\"0\"><defs>\n");
@@ -67,7 +67,7 @@ pub(crate) fn patterns(page: &mut Page) {
 }
 
 /// One part of a picture.
-fn part(page: &mut Page, state: SegmentState, [x, y, width, height]: [&str; 4]) {
+fn part(page: &mut HtmlPage, state: SegmentState, [x, y, width, height]: [&str; 4]) {
     let (class, pattern) = match state {
         SegmentState::Complete => ("s-complete", None),
         SegmentState::Gap => ("s-gap", Some("#p-gap")),
@@ -134,7 +134,7 @@ fn spoken(name: &str, bar: &[Segment]) -> String {
 }
 
 /// A bar. `gaps` has the marks of its gaps, in their order.
-pub(crate) fn bar(page: &mut Page, scale: Scale, name: &str, bar: &[Segment], gaps: &[String]) {
+pub(crate) fn bar(page: &mut HtmlPage, scale: Scale, name: &str, bar: &[Segment], gaps: &[String]) {
     let height = if gaps.is_empty() { "24" } else { "40" };
     page.begin(
         "svg",
@@ -181,7 +181,7 @@ fn anchor(place: f64) -> &'static str {
 }
 
 /// The axis of the bars above it.
-pub(crate) fn axis(page: &mut Page, scale: Scale) {
+pub(crate) fn axis(page: &mut HtmlPage, scale: Scale) {
     page.ours("<svg class=\"axis\" aria-hidden=\"true\" width=\"100%\" height=\"20\">");
     let (from, to) = (scale.from.as_second(), scale.to.as_second());
     let step = STEPS.into_iter().find(|step| (to - from) / step <= TICKS_MAX).unwrap_or((to - from) / TICKS_MAX);
@@ -210,7 +210,7 @@ pub(crate) fn axis(page: &mut Page, scale: Scale) {
 }
 
 /// How many events were delivered on each day.
-pub(crate) fn days(page: &mut Page, days: &[Day]) {
+pub(crate) fn days(page: &mut HtmlPage, days: &[Day]) {
     let delivered = |day: &Day| day.counts.as_ref().map(|counts| counts.delivered);
     let most = days.iter().filter_map(delivered).max().unwrap_or_default();
     let label = format!("Events delivered on each day; the most on one day are {}.", number(most));
@@ -243,7 +243,7 @@ pub(crate) fn days(page: &mut Page, days: &[Day]) {
 }
 
 /// The meaning of the patterns.
-pub(crate) fn legend(page: &mut Page, meanings: &[(SegmentState, &'static str)]) {
+pub(crate) fn legend(page: &mut HtmlPage, meanings: &[(SegmentState, &'static str)]) {
     page.ours("<ul class=\"legend\">\n");
     for (state, meaning) in meanings {
         page.ours("<li><svg class=\"swatch\" aria-hidden=\"true\" width=\"34\" height=\"18\">");

@@ -1,9 +1,9 @@
 //! Tables of a page: a caption, heads with their scope, numbers to the right.
 
-use super::markup::Page;
+use super::markup::HtmlPage;
 
 /// A column: its head, and its kind of content.
-pub(super) type Column = (&'static str, Holds);
+pub(super) type TableColumn = (&'static str, Holds);
 
 /// The kind of content of a column, which decides its layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(super) enum Holds {
 }
 
 /// A row of a table.
-pub(super) enum Row {
+pub(super) enum TableRow {
     /// Its cells; the first is its head.
     Cells(Vec<String>),
     /// The head of the rows that follow.
@@ -25,7 +25,7 @@ pub(super) enum Row {
 }
 
 /// Writes a table.
-pub(super) fn table(page: &mut Page, caption: &str, columns: &[Column], rows: Vec<Row>) {
+pub(super) fn table(page: &mut HtmlPage, caption: &str, columns: &[TableColumn], rows: Vec<TableRow>) {
     page.begin("div", &[("class", "wide"), ("role", "region"), ("tabindex", "0"), ("aria-label", caption)]);
     page.ours("<table>\n");
     page.ours("<caption>");
@@ -39,11 +39,11 @@ pub(super) fn table(page: &mut Page, caption: &str, columns: &[Column], rows: Ve
     let span = columns.len().to_string();
     for row in rows {
         match row {
-            Row::Group(head) => {
+            TableRow::Group(head) => {
                 page.ours("<tr class=\"group\">");
                 page.element("th", &[("scope", "rowgroup"), ("colspan", &span)], &head);
             }
-            Row::Cells(cells) => {
+            TableRow::Cells(cells) => {
                 page.ours("<tr>");
                 for (at, (cell, (_, holds))) in cells.iter().zip(columns).enumerate() {
                     if at == 0 {
@@ -68,7 +68,7 @@ const fn class(holds: Holds) -> &'static str {
 }
 
 /// Terms and their meanings.
-pub(super) fn terms<'a>(page: &mut Page, class: &'static str, terms: impl IntoIterator<Item = (&'a str, String)>) {
+pub(super) fn terms<'a>(page: &mut HtmlPage, class: &'static str, terms: impl IntoIterator<Item = (&'a str, String)>) {
     page.begin("dl", &[("class", class)]);
     for (term, meaning) in terms {
         page.element("dt", &[], term);

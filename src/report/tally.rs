@@ -8,37 +8,37 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use super::bar;
-use super::model::{Day, Hours, Rule, Segment, SegmentState};
+use super::model::{Day, DroppingRule, Hours, Segment, SegmentState};
 use crate::checkpoint::format::{self, Keys, Owner};
 use crate::checkpoint::lateness::day_of;
 use crate::host::{StateError, StateStore};
 use crate::model::{ContentType, Timestamp};
 use crate::receipts::Class;
 use crate::receipts::head::StoredHead;
-use crate::receipts::open::Receipts;
+use crate::receipts::open::OpenReceipts;
 use crate::receipts::seal::ENTRY_BYTES;
 use crate::receipts::statement::{Counts, DELIVERED, DROPPED, HELD, Hour, Outcome, SET_ASIDE, Statement};
-use crate::receipts::store::{self, Before, Parts, ReceiptKeys, StoredPart};
+use crate::receipts::store::{self, PartGap, ReceiptKeys, SealedParts, StoredPart};
 
 /// The maximum of rules counted by name; others are counted with the unnamed ones.
 const RULES_MAX: usize = 10_000;
 
 /// The counts of receipts over a period.
 #[derive(Debug)]
-pub(super) struct Tally {
+pub(super) struct ReceiptCounts {
     /// By the day.
     pub days: Vec<Day>,
     /// By content type, if any hour is known.
     pub by_type: Option<BTreeMap<ContentType, Counts>>,
     /// By rule, likewise.
-    pub rules: Option<Vec<Rule>>,
+    pub rules: Option<Vec<DroppingRule>>,
     /// The hours they cover.
     pub hours: Hours,
     /// The period, by their coverage.
     pub bar: Vec<Segment>,
 }
 
-impl Tally {
+impl ReceiptCounts {
     /// For unreadable receipts: everything is unknown.
     pub(super) fn of_nothing((from, to): (Timestamp, Timestamp)) -> Self {
         Counting::new(from, to).finish(&[])
@@ -48,7 +48,7 @@ impl Tally {
 /// The hour in which the receipts that are kept begin; `None` if none are sealed or it cannot be read.
 pub(super) async fn first_hour(store: &dyn StateStore, keys: &ReceiptKeys) -> Result<Option<Hour>, StateError> {
     let Some(head) = store::read_head(store, keys).await? else { return Ok(None) };
-    let first = Parts::open(store, keys, &head).await?.next().await?;
+    let first = SealedParts::open(store, keys, &head).await?.next().await?;
     Ok(first.and_then(|part| part.statement().ok()).map(|statement| statement.hour))
 }
 
@@ -61,12 +61,12 @@ pub(super) async fn tally(
     keys: &Keys,
     content_types: &[ContentType],
     (from, to): (Timestamp, Timestamp),
-) -> Result<Tally, StateError> {
+) -> Result<ReceiptCounts, StateError> {
     let receipts = ReceiptKeys::below(keys.receipts());
     let mut counting = Counting::new(from, to);
     let open = open_pages(store, &receipts).await?;
     if let Some(head) = store::read_head(store, &receipts).await? {
-        let mut parts = Parts::open(store, &receipts, &head).await?;
+        let mut parts = SealedParts::open(store, &receipts, &head).await?;
         while let Some(part) = parts.next().await? {
             counting.part(&part);
         }
@@ -87,21 +87,24 @@ pub(super) async fn tally(
 }
 
 /// Receipts that are not sealed, by the part they will be sealed in.
-async fn open_pages(store: &dyn StateStore, keys: &ReceiptKeys) -> Result<BTreeMap<u64, (Hour, Receipts)>, StateError> {
-    let mut open: BTreeMap<u64, (Hour, Receipts)> = BTreeMap::new();
+async fn open_pages(
+    store: &dyn StateStore,
+    keys: &ReceiptKeys,
+) -> Result<BTreeMap<u64, (Hour, OpenReceipts)>, StateError> {
+    let mut open: BTreeMap<u64, (Hour, OpenReceipts)> = BTreeMap::new();
     let prefix = keys.open();
     for (name, _) in store.list(&prefix).await? {
         let seq = name.strip_prefix(&prefix).and_then(|rest| u64::from_str_radix(rest.split('/').next()?, 16).ok());
         let Some(seq) = seq else { continue };
         let Some((page, _)) = store.load(&name).await? else { continue };
-        let (hour, receipts) = Receipts::decode(&name, &page)?;
-        open.entry(seq).or_insert_with(|| (hour, Receipts::default())).1.append(receipts);
+        let (hour, receipts) = OpenReceipts::decode(&name, &page)?;
+        open.entry(seq).or_insert_with(|| (hour, OpenReceipts::default())).1.append(receipts);
     }
     Ok(open)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reached {
+enum HourCoverage {
     Whole,
     InPart,
 }
@@ -110,7 +113,7 @@ enum Reached {
 struct Counting {
     from: Timestamp,
     to: Timestamp,
-    hours: BTreeMap<Hour, Reached>,
+    hours: BTreeMap<Hour, HourCoverage>,
     days: BTreeMap<String, BTreeMap<ContentType, Counts>>,
     rules: BTreeMap<Option<Arc<str>>, u64>,
     /// The hour of the previous part, if that was not the hour's last.
@@ -129,9 +132,9 @@ impl Counting {
 
     fn reaches(&mut self, hour: Hour, in_part: bool) {
         if self.has(hour) {
-            let reached = self.hours.entry(hour).or_insert(Reached::Whole);
+            let reached = self.hours.entry(hour).or_insert(HourCoverage::Whole);
             if in_part {
-                *reached = Reached::InPart;
+                *reached = HourCoverage::InPart;
             }
         }
     }
@@ -145,7 +148,7 @@ impl Counting {
 
     fn part(&mut self, part: &StoredPart) {
         let Ok(statement) = part.statement() else { return self.is_missing() };
-        if self.unfinished.is_some_and(|hour| hour != statement.hour) || matches!(part.before, Before::Missing(_)) {
+        if self.unfinished.is_some_and(|hour| hour != statement.hour) || matches!(part.before, PartGap::Missing(_)) {
             self.is_missing();
         }
         let is_cut = statement.part > 0 && self.unfinished != Some(statement.hour);
@@ -183,7 +186,7 @@ impl Counting {
     }
 
     /// Counts unsealed receipts. As in sealing, equal ones count once.
-    fn open(&mut self, hour: Hour, receipts: Receipts) {
+    fn open(&mut self, hour: Hour, receipts: OpenReceipts) {
         if !self.has(hour) {
             return;
         }
@@ -236,7 +239,7 @@ impl Counting {
         }
     }
 
-    fn finish(self, content_types: &[ContentType]) -> Tally {
+    fn finish(self, content_types: &[ContentType]) -> ReceiptCounts {
         let Counting { from, to, hours, mut days, rules, .. } = self;
         let types: BTreeSet<ContentType> =
             days.values().flat_map(|day| day.keys().copied()).chain(content_types.iter().copied()).collect();
@@ -249,11 +252,11 @@ impl Counting {
             while hour.start() < to && day_of(hour.start()) == day {
                 let reached = hours.get(&hour);
                 of_day.all += 1;
-                of_day.known += u64::from(reached == Some(&Reached::Whole));
-                of_day.in_part += u64::from(reached == Some(&Reached::InPart));
+                of_day.known += u64::from(reached == Some(&HourCoverage::Whole));
+                of_day.in_part += u64::from(reached == Some(&HourCoverage::InPart));
                 let state = match reached {
-                    Some(Reached::Whole) => SegmentState::Complete,
-                    Some(Reached::InPart) => SegmentState::InPart,
+                    Some(HourCoverage::Whole) => SegmentState::Complete,
+                    Some(HourCoverage::InPart) => SegmentState::InPart,
                     None => SegmentState::NotKnown,
                 };
                 parts.push((hour.start(), hour.next().start(), state));
@@ -272,7 +275,7 @@ impl Counting {
             push_day(&mut shown, day, of_day, &counted, &types);
         }
         let is_known = all.known + all.in_part > 0;
-        Tally {
+        ReceiptCounts {
             days: shown,
             by_type: is_known.then_some(in_all),
             rules: is_known.then(|| by_count(rules)),
@@ -306,9 +309,11 @@ fn push_day(
     }
 }
 
-fn by_count(rules: BTreeMap<Option<Arc<str>>, u64>) -> Vec<Rule> {
-    let mut rules: Vec<Rule> =
-        rules.into_iter().map(|(rule, events)| Rule { rule: rule.map(|rule| rule.to_string()), events }).collect();
+fn by_count(rules: BTreeMap<Option<Arc<str>>, u64>) -> Vec<DroppingRule> {
+    let mut rules: Vec<DroppingRule> = rules
+        .into_iter()
+        .map(|(rule, events)| DroppingRule { rule: rule.map(|rule| rule.to_string()), events })
+        .collect();
     rules.sort_by_key(|rule| std::cmp::Reverse(rule.events));
     rules
 }

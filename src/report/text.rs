@@ -2,7 +2,10 @@
 
 use std::io::{self, Write};
 
-use super::model::{Chain, Compared, Day, Lateness, Reconcile, Report, Segment, SegmentState, Spread, Stream, Tenant};
+use super::model::{
+    AuditReport, Chain, Compared, Day, LatenessSummary, Reconcile, ReportedStream, Segment, SegmentState, Spread,
+    Tenant,
+};
 use super::words::{
     CLASSES, NOT_KNOWN, answer, at_least, chain, delay, kind, number, reasons, state, time, time_or, verdict,
 };
@@ -18,7 +21,7 @@ const LEGEND: &str = "= complete   X gap   . not yet   - not read   ~ in part   
 ///
 /// # Errors
 /// When `out` cannot be written.
-pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+pub fn write(report: &AuditReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "Completeness of the Microsoft 365 audit log")?;
     writeln!(out)?;
     writeln!(out, "period      {} to {} (all times are UTC)", time(report.from), time(report.to))?;
@@ -42,7 +45,7 @@ pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-fn of_tenant(tenant: &Tenant, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+fn of_tenant(tenant: &Tenant, report: &AuditReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\n{} (tenant {}): {}", plain(&tenant.source), tenant.tenant, verdict(tenant.completeness))?;
     writeln!(out, "\n  What was read, by when Microsoft made it available ({LEGEND})")?;
     let bars = tenant.streams.iter().map(|stream| (&*stream.content_type, &stream.bar));
@@ -129,7 +132,7 @@ const fn sign(state: SegmentState) -> char {
     }
 }
 
-fn of_position(stream: &Stream, out: &mut dyn Write) -> io::Result<()> {
+fn of_position(stream: &ReportedStream, out: &mut dyn Write) -> io::Result<()> {
     let stands = match &stream.position {
         Some(position) => format!(
             "read from {}, complete until {}",
@@ -164,7 +167,7 @@ fn of_rules(tenant: &Tenant, out: &mut dyn Write) -> io::Result<()> {
 
 fn of_what_is_left(tenant: &Tenant, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\n  What is left now")?;
-    let row = |stream: &Stream| {
+    let row = |stream: &ReportedStream| {
         let counts = [stream.owed.blobs, stream.set_aside.records, stream.on_hold.reads].map(number);
         [vec![stream.content_type.clone()], counts.to_vec()].concat()
     };
@@ -186,7 +189,7 @@ fn of_what_is_left(tenant: &Tenant, out: &mut dyn Write) -> io::Result<()> {
 
 fn of_lateness(tenant: &Tenant, out: &mut dyn Write) -> io::Result<()> {
     let mut rows = Vec::new();
-    for Stream { content_type, lateness: Lateness { events, content, .. }, .. } in &tenant.streams {
+    for ReportedStream { content_type, lateness: LatenessSummary { events, content, .. }, .. } in &tenant.streams {
         for (what, spread) in [("event to content", events), ("content to read", content)] {
             rows.push([vec![format!("{content_type}, {what}")], late(spread.as_ref())].concat());
         }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use jiff::tz::TimeZone;
 
-use super::model::{Chain, Completeness, FindingKind, Report, SegmentState, Tenant};
+use super::model::{AuditReport, Chain, Completeness, FindingKind, SegmentState, Tenant};
 use crate::model::{Timestamp, counted};
 
 /// The text for an unknown value, which is never shown as zero.
@@ -156,7 +156,7 @@ pub(super) const CLASSES: [(&str, &str); 12] = [
 ];
 
 /// The answer in plain words: period, tenants, whether it is complete, whether it was verified and compared.
-pub(super) fn answer(report: &Report) -> Vec<String> {
+pub(super) fn answer(report: &AuditReport) -> Vec<String> {
     let mut sentences = vec![format!(
         "This report says whether the Microsoft 365 audit log of {} was collected completely, from {} to {} (UTC).",
         tenants(&report.tenants),
@@ -220,7 +220,7 @@ fn of(names: &[&str], all: usize) -> String {
     }
 }
 
-fn verified(report: &Report) -> String {
+fn verified(report: &AuditReport) -> String {
     let all = report.tenants.len();
     let bad = those(&report.tenants, |tenant| tenant.receipts.chain == Chain::NotVerified);
     let good = those(&report.tenants, |tenant| tenant.receipts.chain == Chain::Verified);
@@ -244,7 +244,7 @@ fn verified(report: &Report) -> String {
     )
 }
 
-fn compared(report: &Report) -> String {
+fn compared(report: &AuditReport) -> String {
     use super::model::Reconcile;
     let mut made = Vec::new();
     for tenant in &report.tenants {

@@ -43,7 +43,7 @@
 //! | `any = [{ … }, { … }]`, `all = […]` | one of these, all of these |
 //!
 //! and one test, where the subject has a value: `is` (see [`Test`]), `like = ["*@x.example"]` (patterns),
-//! `at_least`, `at_most` (a leading number is read, with a unit such as KB in bytes), for `modified` also `change` (see [`Change`]) and `old = ["…"]`
+//! `at_least`, `at_most` (a leading number is read, with a unit such as KB in bytes), for `modified` also `change` (see [`RuleChange`]) and `old = ["…"]`
 //! (patterns of the value before). Without a test the subject only has to be there. `not = true` turns the answer round.
 //!
 //! An operation that no rule names costs one hash look-up.
@@ -59,12 +59,12 @@ use super::network::Network;
 use super::operation::fold;
 use super::pattern::{Names, Patterns};
 use super::recipient::{Domains, Recipient};
-use super::{Facts, Match, Modification, Severity, is_false, is_true, mail, recipient};
+use super::{Facts, Modification, RuleMatch, Severity, is_false, is_true, mail, recipient};
 
 /// What a rule makes of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum RuleVerdict {
     /// Not shipped, unless another rule says more or data loss prevention flagged it.
     Drop,
     /// Severity info.
@@ -79,7 +79,7 @@ pub enum Verdict {
     Critical,
 }
 
-impl Verdict {
+impl RuleVerdict {
     /// The severity of a verdict; `drop` ranks below info and has none.
     pub fn severity(self) -> Option<Severity> {
         match self {
@@ -98,7 +98,7 @@ impl Verdict {
     }
 
     /// One step down; `low` and below stay. Of a failed operation the attempt matters, the effect did not happen.
-    pub(super) fn one_below(self) -> Verdict {
+    pub(super) fn one_below(self) -> RuleVerdict {
         match self {
             Self::Critical => Self::High,
             Self::High => Self::Medium,
@@ -108,17 +108,17 @@ impl Verdict {
     }
 
     /// Microsoft's words in alerts, in rules of data loss prevention, and in risk records.
-    fn from_word(word: &str) -> Option<Verdict> {
-        const WORDS: &[(&str, Verdict)] = &[
-            ("informational", Verdict::Info),
-            ("info", Verdict::Info),
-            ("information", Verdict::Info),
-            ("none", Verdict::Info),
-            ("hidden", Verdict::Info),
-            ("low", Verdict::Low),
-            ("medium", Verdict::Medium),
-            ("high", Verdict::High),
-            ("critical", Verdict::Critical),
+    fn from_word(word: &str) -> Option<RuleVerdict> {
+        const WORDS: &[(&str, RuleVerdict)] = &[
+            ("informational", RuleVerdict::Info),
+            ("info", RuleVerdict::Info),
+            ("information", RuleVerdict::Info),
+            ("none", RuleVerdict::Info),
+            ("hidden", RuleVerdict::Info),
+            ("low", RuleVerdict::Low),
+            ("medium", RuleVerdict::Medium),
+            ("high", RuleVerdict::High),
+            ("critical", RuleVerdict::Critical),
         ];
         let word = word.trim();
         WORDS.iter().find(|(known, _)| known.eq_ignore_ascii_case(word)).map(|(_, verdict)| *verdict)
@@ -145,7 +145,7 @@ pub struct Rule {
     pub unless: Vec<Condition>,
     /// What the event is worth.
     #[serde(rename = "severity")]
-    pub verdict: Verdict,
+    pub verdict: RuleVerdict,
     /// Members whose word counts instead, the highest of them.
     #[serde(default)]
     pub severity_from: Vec<String>,
@@ -186,7 +186,7 @@ pub struct Rule {
 impl Rule {
     /// Whether events it matches may be dropped: by its own verdict or that of a case.
     pub(super) fn can_drop(&self) -> bool {
-        self.verdict == Verdict::Drop || self.cases.iter().any(|case| case.verdict == Verdict::Drop)
+        self.verdict == RuleVerdict::Drop || self.cases.iter().any(|case| case.verdict == RuleVerdict::Drop)
     }
 }
 
@@ -198,7 +198,7 @@ pub struct Case {
     pub when: Vec<Condition>,
     /// What the event is worth then.
     #[serde(rename = "severity")]
-    pub verdict: Verdict,
+    pub verdict: RuleVerdict,
     /// Why, instead of the rule's reason.
     #[serde(default)]
     pub reason: Option<String>,
@@ -267,7 +267,7 @@ pub struct Condition {
     pub at_most: Option<f64>,
     /// How a modified property changed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub change: Option<Change>,
+    pub change: Option<RuleChange>,
     /// Patterns of a modified property's value before.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub old: Vec<String>,
@@ -309,7 +309,7 @@ pub enum Test {
 /// How a modified property changed; values are JSON in text, a list in most cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Change {
+pub enum RuleChange {
     /// Something was there, and nothing (`[]`, `""`, absent) is.
     Emptied,
     /// There are more entries than before.
@@ -369,24 +369,24 @@ pub enum AiSignal {
 pub struct Compiled {
     /// As written.
     pub rule: Rule,
-    when: Vec<Check>,
-    unless: Vec<Check>,
+    when: Vec<ConditionCheck>,
+    unless: Vec<ConditionCheck>,
     /// The conditions of each case.
-    cases: Vec<Vec<Check>>,
-    show: Vec<Check>,
+    cases: Vec<Vec<ConditionCheck>>,
+    show: Vec<ConditionCheck>,
     /// Indexes of the rules whose place this one takes.
     replaces: Vec<usize>,
 }
 
 #[derive(Debug, Clone)]
-struct Check {
-    subject: Subject,
+struct ConditionCheck {
+    subject: ConditionSubject,
     test: ValueTest,
     not: bool,
 }
 
 #[derive(Debug, Clone)]
-enum Subject {
+enum ConditionSubject {
     Parameter(Names),
     InboxRule(Names),
     Property(Names),
@@ -399,8 +399,8 @@ enum Subject {
     Actor(ActorKind),
     Fact(Vec<Fact>),
     Ai(Vec<AiSignal>),
-    Any(Vec<Check>),
-    All(Vec<Check>),
+    Any(Vec<ConditionCheck>),
+    All(Vec<ConditionCheck>),
 }
 
 #[derive(Debug, Clone)]
@@ -409,7 +409,7 @@ enum ValueTest {
     Is(Test),
     Like(Patterns),
     Between(f64, f64),
-    Changed { change: Option<Change>, old: Patterns, new: Patterns },
+    Changed { change: Option<RuleChange>, old: Patterns, new: Patterns },
 }
 
 /// Why a rule was refused.
@@ -529,20 +529,20 @@ impl RuleSet {
         operation: &str,
         facts: &impl Facts,
         more_folders: &[String],
-    ) -> (Vec<Match<'s>>, Vec<&'s Rule>) {
+    ) -> (Vec<RuleMatch<'s>>, Vec<&'s Rule>) {
         let types = Types { own: facts.record_type(), kin: facts.kin() };
         let (begun, named, typed) = self.places(operation, types.own);
         let like = if types.kin == types.own { &[][..] } else { self.places("", types.kin).2 };
         if begun.is_empty() && named.is_empty() && typed.is_empty() && like.is_empty() {
             return (Vec::new(), Vec::new());
         }
-        let mut context = Context { facts, own: None, more_folders };
+        let mut context = MatchContext { facts, own: None, more_folders };
         let by_operation = || {
             let begun = begun.iter().filter(|(beginning, _)| operation.starts_with(beginning.as_str()));
             named.iter().copied().chain(begun.map(|(_, index)| *index))
         };
-        let mut found = Found::new();
-        let mut collect = |found: &mut Found, index: usize, fallback: bool| {
+        let mut found = MatchedRules::new();
+        let mut collect = |found: &mut MatchedRules, index: usize, fallback: bool| {
             if let Some(compiled) = self.rules.get(index)
                 && compiled.rule.fallback == fallback
                 && !found.contains(&index)
@@ -563,7 +563,7 @@ impl RuleSet {
         let mut replaced = Vec::new();
         if found.len() > 1 {
             let rules = found.iter().filter_map(|index| self.rules.get(*index));
-            let taken: Found = rules.flat_map(|rule| &rule.replaces).copied().collect();
+            let taken: MatchedRules = rules.flat_map(|rule| &rule.replaces).copied().collect();
             found.retain(|index| {
                 let stays = !taken.contains(index);
                 if !stays && let Some(compiled) = self.rules.get(*index) {
@@ -576,7 +576,7 @@ impl RuleSet {
         for compiled in found.iter().filter_map(|index| self.rules.get(*index)) {
             let (verdict, case) = compiled.verdict(&mut context);
             let reason = case.and_then(|case| case.reason.as_deref()).unwrap_or(&compiled.rule.reason);
-            matches.push(Match { compiled, verdict, lowered: false, reason, case });
+            matches.push(RuleMatch { compiled, verdict, lowered: false, reason, case });
         }
         (matches, replaced)
     }
@@ -597,21 +597,21 @@ impl Types {
 }
 
 /// Indexes of rules; more than a few of one event's match hardly ever.
-type Found = SmallVec<[usize; 8]>;
+type MatchedRules = SmallVec<[usize; 8]>;
 
 /// Values shown of one rule, and characters of one of them.
 const SHOWN_VALUES_MAX: usize = 5;
 const SHOWN_CHARS_MAX: usize = 120;
 
 impl Compiled {
-    fn matches(&self, types: Types, context: &mut Context<'_, impl Facts>) -> bool {
+    fn matches(&self, types: Types, context: &mut MatchContext<'_, impl Facts>) -> bool {
         types.are_among(&self.rule.record_types)
             && self.when.iter().all(|check| check.holds(context))
             && !self.unless.iter().any(|check| check.holds(context))
     }
 
     /// What the rule makes of an event that it matches, and the case that decided.
-    fn verdict(&self, context: &mut Context<'_, impl Facts>) -> (Verdict, Option<&Case>) {
+    fn verdict(&self, context: &mut MatchContext<'_, impl Facts>) -> (RuleVerdict, Option<&Case>) {
         for (when, case) in self.cases.iter().zip(&self.rule.cases) {
             if when.iter().all(|check| check.holds(context)) {
                 return (case.verdict, Some(case));
@@ -620,7 +620,7 @@ impl Compiled {
         let mut word = None;
         for path in &self.rule.severity_from {
             context.facts.any_field(path, &mut |text| {
-                word = word.max(Verdict::from_word(text));
+                word = word.max(RuleVerdict::from_word(text));
                 false
             });
         }
@@ -629,7 +629,7 @@ impl Compiled {
             verdict = verdict.one_below();
         }
         if self.rule.steps_below > 0 {
-            verdict = verdict.max(Verdict::Low);
+            verdict = verdict.max(RuleVerdict::Low);
         }
         (verdict, None)
     }
@@ -652,7 +652,7 @@ impl Compiled {
         let begin = text.len();
         let mut ends = Ends::new();
         let mut own = None;
-        let outside = |check: &&Check| matches!(check.test, ValueTest::Is(Test::External)) && !check.not;
+        let outside = |check: &&ConditionCheck| matches!(check.test, ValueTest::Is(Test::External)) && !check.not;
         let checks = self.when.iter().filter(outside).chain(&self.show);
         for check in checks {
             let mut keep = |value: &str| {
@@ -678,7 +678,7 @@ impl Compiled {
                 ends.len() >= SHOWN_VALUES_MAX
             };
             let external = matches!(check.test, ValueTest::Is(Test::External));
-            let mut context = Context { facts, own: None, more_folders };
+            let mut context = MatchContext { facts, own: None, more_folders };
             check.subject.values(&mut context, &mut |value| match external {
                 true => {
                     let own = own.get_or_insert_with(|| facts.own_domains());
@@ -731,34 +731,34 @@ fn push_on_one_line(value: &str, line: &mut String) {
     line.truncate(begin + end);
 }
 
-struct Context<'f, F> {
+struct MatchContext<'f, F> {
     facts: &'f F,
     own: Option<Domains>,
     more_folders: &'f [String],
 }
 
-impl Check {
-    fn holds(&self, context: &mut Context<'_, impl Facts>) -> bool {
+impl ConditionCheck {
+    fn holds(&self, context: &mut MatchContext<'_, impl Facts>) -> bool {
         self.holds_plainly(context) != self.not
     }
 
-    fn holds_plainly(&self, context: &mut Context<'_, impl Facts>) -> bool {
+    fn holds_plainly(&self, context: &mut MatchContext<'_, impl Facts>) -> bool {
         let facts = context.facts;
         match &self.subject {
-            Subject::UserType(numbers) => facts.user_type().is_some_and(|number| numbers.contains(&number)),
-            Subject::RecordType(numbers) => {
+            ConditionSubject::UserType(numbers) => facts.user_type().is_some_and(|number| numbers.contains(&number)),
+            ConditionSubject::RecordType(numbers) => {
                 !numbers.is_empty() && Types { own: facts.record_type(), kin: facts.kin() }.are_among(numbers)
             }
-            Subject::Actor(kind) => facts.actor_is(*kind),
-            Subject::Ai(signals) => signals.iter().any(|signal| facts.ai_signal(*signal)),
-            Subject::Address(networks) => {
+            ConditionSubject::Actor(kind) => facts.actor_is(*kind),
+            ConditionSubject::Ai(signals) => signals.iter().any(|signal| facts.ai_signal(*signal)),
+            ConditionSubject::Address(networks) => {
                 facts.address().is_some_and(|address| networks.iter().any(|network| network.contains(address)))
             }
-            Subject::Any(checks) => checks.iter().any(|check| check.holds(context)),
-            Subject::All(checks) => checks.iter().all(|check| check.holds(context)),
+            ConditionSubject::Any(checks) => checks.iter().any(|check| check.holds(context)),
+            ConditionSubject::All(checks) => checks.iter().all(|check| check.holds(context)),
             _ => match &self.test {
                 ValueTest::Changed { change, old, new } => match &self.subject {
-                    Subject::Modified(names) => facts.any_modified(names, &mut |entry| {
+                    ConditionSubject::Modified(names) => facts.any_modified(names, &mut |entry| {
                         changed(entry, *change)
                             && (old.is_empty() || old.match_any(entry.before()))
                             && (new.is_empty() || new.match_any(entry.now()))
@@ -786,7 +786,7 @@ impl Check {
     }
 
     /// Where the recipients of all values are, taken together: one outside decides, then one undecided.
-    fn recipients(&self, context: &mut Context<'_, impl Facts>, own: &mut Option<Domains>) -> Option<Recipient> {
+    fn recipients(&self, context: &mut MatchContext<'_, impl Facts>, own: &mut Option<Domains>) -> Option<Recipient> {
         let facts = context.facts;
         let mut found = None;
         self.subject.values(context, &mut |value| {
@@ -803,10 +803,10 @@ impl Check {
 }
 
 /// What a value is handed to; it answers true to stop.
-type Take<'t> = &'t mut dyn FnMut(&str) -> bool;
+type ValueVisitor<'t> = &'t mut dyn FnMut(&str) -> bool;
 
-impl Subject {
-    fn values(&self, context: &mut Context<'_, impl Facts>, take: Take<'_>) -> bool {
+impl ConditionSubject {
+    fn values(&self, context: &mut MatchContext<'_, impl Facts>, take: ValueVisitor<'_>) -> bool {
         let facts = context.facts;
         match self {
             Self::Parameter(names) => facts.any_parameter(names, take),
@@ -841,12 +841,12 @@ impl ValueTest {
     }
 }
 
-fn changed(entry: &dyn Modification, change: Option<Change>) -> bool {
+fn changed(entry: &dyn Modification, change: Option<RuleChange>) -> bool {
     match change {
         None => true,
-        Some(Change::Any) => !entry.is_same(),
-        Some(Change::Emptied) => matches!(entry.entries(), (1.., 0)),
-        Some(Change::Grown) => {
+        Some(RuleChange::Any) => !entry.is_same(),
+        Some(RuleChange::Emptied) => matches!(entry.entries(), (1.., 0)),
+        Some(RuleChange::Grown) => {
             let (before, now) = entry.entries();
             now > before
         }
@@ -887,7 +887,7 @@ pub(super) fn compile(table: &toml::Table) -> Result<Compiled, RuleError> {
             "`{name}`: in `operations` a `*` stands at the end only; test `field = [\"Operation\"]` instead"
         )));
     }
-    let all = |conditions: &[Condition]| -> Result<Vec<Check>, RuleError> {
+    let all = |conditions: &[Condition]| -> Result<Vec<ConditionCheck>, RuleError> {
         conditions.iter().map(|condition| check(condition, 0).map_err(wrong)).collect()
     };
     let mut cases = Vec::new();
@@ -901,39 +901,39 @@ pub(super) fn compile(table: &toml::Table) -> Result<Compiled, RuleError> {
 /// How deep `any` and `all` may be nested.
 const NESTING_MAX: usize = 8;
 
-fn check(condition: &Condition, depth: usize) -> Result<Check, String> {
+fn check(condition: &Condition, depth: usize) -> Result<ConditionCheck, String> {
     if depth > NESTING_MAX {
         return Err("`any` and `all` are nested too deeply".to_owned());
     }
-    let nested = |conditions: &[Condition]| -> Result<Vec<Check>, String> {
+    let nested = |conditions: &[Condition]| -> Result<Vec<ConditionCheck>, String> {
         conditions.iter().map(|condition| check(condition, depth + 1)).collect()
     };
     let mut subjects = Vec::new();
-    let mut add = |given: bool, subject: Subject| {
+    let mut add = |given: bool, subject: ConditionSubject| {
         if given {
             subjects.push(subject);
         }
     };
     let c = condition;
-    add(!c.parameter.is_empty(), Subject::Parameter(Names::new(&c.parameter)));
-    add(!c.inbox_rule.is_empty(), Subject::InboxRule(Names::new(&c.inbox_rule)));
-    add(!c.property.is_empty(), Subject::Property(Names::new(&c.property)));
-    add(!c.modified.is_empty(), Subject::Modified(Names::new(&c.modified)));
-    add(!c.field.is_empty(), Subject::Field(c.field.clone()));
-    add(!c.user.is_empty(), Subject::Field(vec!["UserId".to_owned()]));
-    add(!c.user_type.is_empty(), Subject::UserType(c.user_type.clone()));
-    add(!c.record_type.is_empty(), Subject::RecordType(c.record_type.clone()));
-    add(!c.user_agent.is_empty(), Subject::UserAgent);
+    add(!c.parameter.is_empty(), ConditionSubject::Parameter(Names::new(&c.parameter)));
+    add(!c.inbox_rule.is_empty(), ConditionSubject::InboxRule(Names::new(&c.inbox_rule)));
+    add(!c.property.is_empty(), ConditionSubject::Property(Names::new(&c.property)));
+    add(!c.modified.is_empty(), ConditionSubject::Modified(Names::new(&c.modified)));
+    add(!c.field.is_empty(), ConditionSubject::Field(c.field.clone()));
+    add(!c.user.is_empty(), ConditionSubject::Field(vec!["UserId".to_owned()]));
+    add(!c.user_type.is_empty(), ConditionSubject::UserType(c.user_type.clone()));
+    add(!c.record_type.is_empty(), ConditionSubject::RecordType(c.record_type.clone()));
+    add(!c.user_agent.is_empty(), ConditionSubject::UserAgent);
     if let Some(kind) = c.actor {
-        add(true, Subject::Actor(kind));
+        add(true, ConditionSubject::Actor(kind));
     }
-    add(!c.fact.is_empty(), Subject::Fact(c.fact.clone()));
-    add(!c.ai.is_empty(), Subject::Ai(c.ai.clone()));
-    add(!c.any.is_empty(), Subject::Any(nested(&c.any)?));
-    add(!c.all.is_empty(), Subject::All(nested(&c.all)?));
+    add(!c.fact.is_empty(), ConditionSubject::Fact(c.fact.clone()));
+    add(!c.ai.is_empty(), ConditionSubject::Ai(c.ai.clone()));
+    add(!c.any.is_empty(), ConditionSubject::Any(nested(&c.any)?));
+    add(!c.all.is_empty(), ConditionSubject::All(nested(&c.all)?));
     if !c.address.is_empty() {
         let network = |text: &String| Network::parse(text).ok_or_else(|| format!("`{text}` is no address or network"));
-        add(true, Subject::Address(c.address.iter().map(network).collect::<Result<_, _>>()?));
+        add(true, ConditionSubject::Address(c.address.iter().map(network).collect::<Result<_, _>>()?));
     }
     let mut subjects = subjects.into_iter();
     let (Some(subject), None) = (subjects.next(), subjects.next()) else {
@@ -943,10 +943,10 @@ fn check(condition: &Condition, depth: usize) -> Result<Check, String> {
                 .to_owned(),
         );
     };
-    Ok(Check { test: value_test(c, &subject)?, subject, not: c.not })
+    Ok(ConditionCheck { test: value_test(c, &subject)?, subject, not: c.not })
 }
 
-fn value_test(c: &Condition, subject: &Subject) -> Result<ValueTest, String> {
+fn value_test(c: &Condition, subject: &ConditionSubject) -> Result<ValueTest, String> {
     let own_patterns = if c.user.is_empty() { &c.user_agent } else { &c.user };
     let numbers = c.at_least.is_some() || c.at_most.is_some();
     let changed = c.change.is_some() || !c.old.is_empty();
@@ -958,18 +958,18 @@ fn value_test(c: &Condition, subject: &Subject) -> Result<ValueTest, String> {
     }
     let has_value = matches!(
         subject,
-        Subject::Parameter(_)
-            | Subject::InboxRule(_)
-            | Subject::Property(_)
-            | Subject::Modified(_)
-            | Subject::Field(_)
-            | Subject::UserAgent
-            | Subject::Fact(_)
+        ConditionSubject::Parameter(_)
+            | ConditionSubject::InboxRule(_)
+            | ConditionSubject::Property(_)
+            | ConditionSubject::Modified(_)
+            | ConditionSubject::Field(_)
+            | ConditionSubject::UserAgent
+            | ConditionSubject::Fact(_)
     );
     if !has_value && given.contains(&true) {
         return Err("this subject has no value to test".to_owned());
     }
-    if changed && !matches!(subject, Subject::Modified(_)) {
+    if changed && !matches!(subject, ConditionSubject::Modified(_)) {
         return Err("`change` and `old` are for `modified` only".to_owned());
     }
     Ok(if !own_patterns.is_empty() {

@@ -17,7 +17,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
-use engine::{ActorKind, AiSignal, Compiled, Fact, Rule, RuleError, RuleSet, Verdict};
+use engine::{ActorKind, AiSignal, Compiled, Fact, Rule, RuleError, RuleSet, RuleVerdict};
 use pattern::Names;
 use recipient::Domains;
 
@@ -122,10 +122,10 @@ pub trait Facts {
 
 /// One rule that matched.
 #[derive(Debug, Clone, Copy)]
-pub struct Match<'r> {
+pub struct RuleMatch<'r> {
     compiled: &'r Compiled,
     /// Its verdict on the event, lowered if the operation failed and the rule allows it.
-    pub verdict: Verdict,
+    pub verdict: RuleVerdict,
     /// Whether the operation's failure lowered it.
     pub lowered: bool,
     /// The reason of the rule, or of the case that holds.
@@ -134,7 +134,7 @@ pub struct Match<'r> {
     pub case: Option<&'r engine::Case>,
 }
 
-impl<'r> Match<'r> {
+impl<'r> RuleMatch<'r> {
     /// The rule.
     pub fn rule(&self) -> &'r Rule {
         &self.compiled.rule
@@ -150,7 +150,7 @@ impl<'r> Match<'r> {
 #[derive(Debug, Clone, Default)]
 pub struct Assessment<'r> {
     /// The rules that matched, in the order of the tables.
-    pub matches: Vec<Match<'r>>,
+    pub matches: Vec<RuleMatch<'r>>,
     /// Rules that matched but were replaced by a narrower one.
     pub replaced: Vec<&'r Rule>,
     /// The rule that drops the event: only `drop` rules matched, and DLP did not flag the record.
@@ -217,8 +217,8 @@ impl Rules {
         if matches.is_empty() {
             return Assessment::default();
         }
-        let lowers = |found: &Match<'_>| {
-            !found.rule().failure_counts && (self.refine || !found.rule().spec) && found.verdict >= Verdict::Medium
+        let lowers = |found: &RuleMatch<'_>| {
+            !found.rule().failure_counts && (self.refine || !found.rule().spec) && found.verdict >= RuleVerdict::Medium
         };
         if matches.iter().any(lowers) && facts.failed() {
             for found in matches.iter_mut().filter(|found| lowers(found)) {
@@ -226,7 +226,7 @@ impl Rules {
                 found.lowered = true;
             }
         }
-        let drops = |found: &&Match<'_>| found.verdict == Verdict::Drop;
+        let drops = |found: &&RuleMatch<'_>| found.verdict == RuleVerdict::Drop;
         let mut drop = None;
         if matches.iter().all(|found| drops(&found))
             && let Some(first) = matches.first()
@@ -252,7 +252,7 @@ impl Rules {
         // Most reasons with their values are shorter.
         const USUAL: usize = 192;
         let mut text = String::with_capacity(USUAL);
-        let mut push = |found: &Match<'_>| {
+        let mut push = |found: &RuleMatch<'_>| {
             if !text.is_empty() {
                 text.push_str("; ");
             }
@@ -273,7 +273,7 @@ impl Rules {
         match assessment.matches.as_slice() {
             [only] => push(only),
             several => {
-                let mut matches: Vec<&Match<'_>> = several.iter().collect();
+                let mut matches: Vec<&RuleMatch<'_>> = several.iter().collect();
                 matches.sort_by_key(|found| std::cmp::Reverse(found.verdict));
                 matches.into_iter().for_each(push);
             }
@@ -339,7 +339,7 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Told {
+    struct TestFacts {
         parameters: &'static [(&'static str, &'static str)],
         record_type: Option<i64>,
         failed: bool,
@@ -347,7 +347,7 @@ mod tests {
         service: bool,
     }
 
-    impl Facts for Told {
+    impl Facts for TestFacts {
         fn any_parameter(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool {
             self.parameters.iter().any(|(name, value)| named.matches(name) && test(value))
         }
@@ -394,7 +394,7 @@ mod tests {
         }
     }
 
-    fn told(rules: &Rules, operation: &str, facts: &Told) -> String {
+    fn told(rules: &Rules, operation: &str, facts: &TestFacts) -> String {
         let assessment = rules.assess(operation, facts);
         let ids: Vec<&str> = assessment.matches.iter().map(|found| found.rule().id.as_str()).collect();
         let verdict = assessment.drop.map_or(assessment.severity().as_str(), |_| "drop");
@@ -481,7 +481,7 @@ mod tests {
             ("", &[], false, "info "),
         ];
         for (operation, parameters, flagged, expected) in CASES {
-            let facts = Told { parameters, flagged: *flagged, ..Told::default() };
+            let facts = TestFacts { parameters, flagged: *flagged, ..TestFacts::default() };
             assert_eq!(told(&Rules::built_in(), operation, &facts), *expected, "{operation} {parameters:?}");
         }
     }
@@ -489,17 +489,20 @@ mod tests {
     #[test]
     fn refinements_are_off_until_asked_for() {
         let refined = Rules::with(true, &[], &[]).unwrap();
-        let service = Told { service: true, ..Told::default() };
+        let service = TestFacts { service: true, ..TestFacts::default() };
         assert_eq!(told(&refined, "add-mailboxpermission", &service), "info EX-19");
-        assert_eq!(told(&refined, "add member to role completed (pim activation)", &Told::default()), "high ID-01");
+        assert_eq!(
+            told(&refined, "add member to role completed (pim activation)", &TestFacts::default()),
+            "high ID-01"
+        );
         assert_eq!(told(&Rules::built_in(), "add-mailboxpermission", &service), "high EX-18");
-        let large = Told { parameters: &[("OperationCount", "1.0e2")], ..Told::default() };
+        let large = TestFacts { parameters: &[("OperationCount", "1.0e2")], ..TestFacts::default() };
         assert_eq!(told(&refined, "mailitemsaccessed", &large), "medium EX-45+EX-46");
     }
 
     #[test]
     fn a_failure_lowers_what_is_not_the_specifications() {
-        let failed = Told { failed: true, ..Told::default() };
+        let failed = TestFacts { failed: true, ..TestFacts::default() };
         let refined = Rules::with(true, &[], &[]).unwrap();
         for (operation, plain, with_refinements) in [
             ("add member to role", "high ID-01", "medium ID-01"),
@@ -525,14 +528,16 @@ mod tests {
             ),
         )
         .unwrap();
-        let facts = Told { parameters: &[("Name", "work"), ("ForwardTo", "a@example.net")], ..Told::default() };
+        let facts =
+            TestFacts { parameters: &[("Name", "work"), ("ForwardTo", "a@example.net")], ..TestFacts::default() };
         assert_eq!(told(&rules, "new-inboxrule", &facts), "critical EX-01");
-        assert_eq!(told(&rules, "fileaccessed", &Told::default()), "info ");
-        let thing = |parameters, record_type| Told { parameters, record_type, ..Told::default() };
+        assert_eq!(told(&rules, "fileaccessed", &TestFacts::default()), "info ");
+        let thing = |parameters, record_type| TestFacts { parameters, record_type, ..TestFacts::default() };
         assert_eq!(told(&rules, "new-thing", &thing(&[], Some(1))), "drop X-1");
         assert_eq!(told(&rules, "new-thing", &thing(&[], Some(2))), "info ");
         assert_eq!(told(&rules, "new-thing", &thing(&[("Name", "keep this")], Some(1))), "info ");
-        let folder = Told { parameters: &[("Name", "work"), ("MoveToFolder", "nieuwsbrieven")], ..Told::default() };
+        let folder =
+            TestFacts { parameters: &[("Name", "work"), ("MoveToFolder", "nieuwsbrieven")], ..TestFacts::default() };
         assert_eq!(told(&rules, "new-inboxrule", &folder), "medium EX-04");
     }
 
@@ -559,14 +564,16 @@ mod tests {
     #[test]
     fn the_reason_names_addresses_outside_and_says_what_lowered_it() {
         let rules = Rules::built_in();
-        let facts =
-            Told { parameters: &[("Name", "work"), ("ForwardTo", "a@contoso.com;b@example.net")], ..Told::default() };
+        let facts = TestFacts {
+            parameters: &[("Name", "work"), ("ForwardTo", "a@contoso.com;b@example.net")],
+            ..TestFacts::default()
+        };
         let reason = rules.reason(&rules.assess("new-inboxrule", &facts), &facts).unwrap();
         assert_eq!(
             reason,
             "an inbox rule forwards or redirects mail outside the organisation's known domains (b@example.net)"
         );
-        let facts = Told { failed: true, ..Told::default() };
+        let facts = TestFacts { failed: true, ..TestFacts::default() };
         let reason = rules.reason(&rules.assess("reset user password", &facts), &facts).unwrap();
         assert_eq!(reason, "somebody else set a user's password, but the operation failed");
         assert_eq!(rules.reason(&Assessment::default(), &facts), None);

@@ -11,13 +11,13 @@ use super::engine::{RuleError, compile};
 pub fn parse_table(text: &str) -> Result<Vec<toml::Table>, RuleError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct File {
+    struct RuleFile {
         #[serde(default)]
         defaults: toml::Table,
         #[serde(default)]
         rule: Vec<toml::Table>,
     }
-    let file: File = toml::from_str(text).map_err(|error| RuleError::Form(error.to_string()))?;
+    let file: RuleFile = toml::from_str(text).map_err(|error| RuleError::Form(error.to_string()))?;
     let with_defaults = |mut rule: toml::Table| {
         for (key, value) in &file.defaults {
             rule.entry(key.clone()).or_insert_with(|| value.clone());

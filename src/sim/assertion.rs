@@ -43,14 +43,14 @@ pub struct FederatedCredential {
 
 /// The `jti` of the accepted assertions, until they expire.
 #[derive(Default)]
-pub(super) struct Seen(HashMap<String, i64>);
+pub(super) struct SeenAssertions(HashMap<String, i64>);
 
 /// Which kind of proof it was: the `appidacr` claim of the token.
 pub(super) const BY_ASSERTION: &str = "2";
 
 /// Checks an assertion sent for a token of `tenant` at `token_path`.
 pub(super) fn check(
-    seen: &mut Seen,
+    seen: &mut SeenAssertions,
     config: &SimConfig,
     (own_url, tenant): (&str, &str),
     assertion: &str,
@@ -67,7 +67,7 @@ pub(super) fn check(
 
 /// Checks one signed by a certificate of the application.
 fn check_own(
-    seen: &mut Seen,
+    seen: &mut SeenAssertions,
     config: &SimConfig,
     (own_url, tenant): (&str, &str),
     jwt: &Jwt<'_>,

@@ -5,14 +5,14 @@ use serde_json::{Value, json};
 use url::form_urlencoded;
 
 use super::faults::CallKind;
-use super::tenant::BlobBody;
+use super::tenant::SimBlobBody;
 use crate::model::ContentType;
 
 /// The reply header that names the next page; [`write_name`] inserts its spelling on the wire.
 pub(super) const NEXT_PAGE_HEADER: &str = "nextpageuri";
 
 /// A parsed request.
-pub(super) struct Call {
+pub(super) struct SimCall {
     pub kind: CallKind,
     pub method_ok: bool,
     /// The tenant in the path.
@@ -39,7 +39,7 @@ pub(super) struct Call {
     pub identity: IdentityHeaders,
 }
 
-impl Call {
+impl SimCall {
     /// Reads a path and a query; headers and body are filled in by the server.
     pub fn parse(method: &str, path: &str, query: &str) -> Self {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
@@ -138,7 +138,7 @@ pub(super) struct Reply {
 
 pub(super) enum ReplyBody {
     Bytes(Bytes),
-    Blob(BlobBody),
+    Blob(SimBlobBody),
 }
 
 impl Reply {

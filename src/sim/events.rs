@@ -306,7 +306,7 @@ fn expand(text: &str) -> String {
 
 /// A real record with its `Id`, `CreationTime` and `OrganizationId` replaced by marks, and otherwise unchanged.
 fn corpus_template(line: &str) -> Option<Template> {
-    let mut members = Members::parse(line.as_bytes())?;
+    let mut members = RawMembers::parse(line.as_bytes())?;
     for (key, value) in &mut members.0 {
         let mark = match key.as_str() {
             "Id" => "\"@ID@\"",
@@ -320,9 +320,9 @@ fn corpus_template(line: &str) -> Option<Template> {
 }
 
 /// The members of an object in their order, with raw values; a key may occur twice.
-pub(super) struct Members(Vec<(String, Box<RawValue>)>);
+pub(super) struct RawMembers(Vec<(String, Box<RawValue>)>);
 
-impl Members {
+impl RawMembers {
     /// Each key with its value.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &RawValue)> {
         self.0.iter().map(|(key, value)| (key.as_str(), &**value))
@@ -347,20 +347,20 @@ impl Members {
     }
 }
 
-impl<'de> Deserialize<'de> for Members {
+impl<'de> Deserialize<'de> for RawMembers {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct InOrder;
         impl<'de> Visitor<'de> for InOrder {
-            type Value = Members;
+            type Value = RawMembers;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawMembers, A::Error> {
                 let mut members = Vec::new();
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
                 }
-                Ok(Members(members))
+                Ok(RawMembers(members))
             }
         }
         deserializer.deserialize_map(InOrder)
@@ -370,7 +370,7 @@ impl<'de> Deserialize<'de> for Members {
 /// The same event with its fields in another order; `None` when there is nothing to reorder, or when a key occurs
 /// twice and the order has a meaning.
 pub(super) fn reorder_fields(raw: &[u8], rng: &mut fastrand::Rng) -> Option<Vec<u8>> {
-    let mut members = Members::parse(raw)?;
+    let mut members = RawMembers::parse(raw)?;
     let mut keys: Vec<&str> = members.0.iter().map(|(key, _)| key.as_str()).collect();
     keys.sort_unstable();
     if keys.len() < 2 || keys.windows(2).any(|pair| pair[0] == pair[1]) {
@@ -483,7 +483,7 @@ mod tests {
             for template in all.regular.iter().chain(&all.irregular) {
                 let raw = template.fill(&mut rng, &tenant, "2026-05-01T12:00:00Z".parse().unwrap());
                 let text = String::from_utf8(raw).unwrap();
-                serde_json::from_str::<Members>(&text).unwrap_or_else(|e| panic!("{}: {e}", template.name));
+                serde_json::from_str::<RawMembers>(&text).unwrap_or_else(|e| panic!("{}: {e}", template.name));
                 for (mark, _) in FILLINGS {
                     assert!(!text.contains(mark), "{}: {mark}", template.name);
                 }

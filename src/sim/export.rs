@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::events::Members;
+use super::events::RawMembers;
 use crate::model::{TenantId, Timestamp};
 
 /// A form in which an export is written.
@@ -85,7 +85,7 @@ pub(super) struct SearchRow {
 /// Writes rows as the tools do, the newest first. Rows of one second are in no particular order.
 pub(super) fn write(mut rows: Vec<SearchRow>, tenant: &TenantId, spec: &ExportSpec) -> Vec<ExportFile> {
     rows.sort_by(|one, other| other.time.cmp(&one.time).then_with(|| one.raw.cmp(&other.raw)));
-    let rows: Vec<Told> = rows.into_iter().filter_map(Told::of).collect();
+    let rows: Vec<ExportedRow> = rows.into_iter().filter_map(ExportedRow::of).collect();
     let file = |extension: &str, bytes: Vec<u8>| {
         vec![ExportFile { name: format!("{}.{extension}", spec.form.as_str()), bytes }]
     };
@@ -99,16 +99,16 @@ pub(super) fn write(mut rows: Vec<SearchRow>, tenant: &TenantId, spec: &ExportSp
 }
 
 /// A row and the values of its columns.
-struct Told {
-    members: Members,
+struct ExportedRow {
+    members: RawMembers,
     text: String,
     time: Timestamp,
 }
 
-impl Told {
-    fn of(row: SearchRow) -> Option<Told> {
+impl ExportedRow {
+    fn of(row: SearchRow) -> Option<ExportedRow> {
         let text = String::from_utf8(row.raw.to_vec()).ok()?;
-        Some(Told { members: Members::parse(text.as_bytes())?, text, time: row.time })
+        Some(ExportedRow { members: RawMembers::parse(text.as_bytes())?, text, time: row.time })
     }
 
     fn get(&self, name: &str) -> String {
@@ -178,7 +178,7 @@ fn line(out: &mut Vec<u8>, cells: &[&str], always: bool) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn purview_csv(rows: &[Told], spec: &ExportSpec) -> Vec<u8> {
+fn purview_csv(rows: &[ExportedRow], spec: &ExportSpec) -> Vec<u8> {
     let mut rng = fastrand::Rng::with_seed(spec.seed);
     let mut out = b"\xef\xbb\xbfRecordId,CreationDate,RecordType,Operation,UserId,AuditData,AssociatedAdminUnits,AssociatedAdminUnitsNames\r\n".to_vec();
     for row in rows {
@@ -193,7 +193,12 @@ fn purview_csv(rows: &[Told], spec: &ExportSpec) -> Vec<u8> {
 }
 
 /// The wrapper of `Search-UnifiedAuditLog` around an event.
-fn around(row: &Told, (number, count): (usize, usize), data: &str, record_type: &str) -> [(&'static str, String); 13] {
+fn around(
+    row: &ExportedRow,
+    (number, count): (usize, usize),
+    data: &str,
+    record_type: &str,
+) -> [(&'static str, String); 13] {
     [
         ("PSComputerName", "outlook.office365.example".to_owned()),
         ("RunspaceId", "1b6f2f5e-0000-4000-8000-000000000001".to_owned()),
@@ -211,7 +216,7 @@ fn around(row: &Told, (number, count): (usize, usize), data: &str, record_type: 
     ]
 }
 
-fn search_csv(rows: &[Told]) -> Vec<u8> {
+fn search_csv(rows: &[ExportedRow]) -> Vec<u8> {
     let mut out = b"#TYPE Deserialized.Microsoft.Exchange.Data.ApplicationLogic.UnifiedAuditLogEvent\r\n".to_vec();
     for (number, row) in rows.iter().enumerate() {
         let cells = around(row, (number, rows.len()), &row.text, &row.record_type_name());
@@ -223,7 +228,7 @@ fn search_csv(rows: &[Told]) -> Vec<u8> {
     out
 }
 
-fn search_json(rows: &[Told], is_formatted: bool) -> Vec<u8> {
+fn search_json(rows: &[ExportedRow], is_formatted: bool) -> Vec<u8> {
     let objects: Vec<String> = rows
         .iter()
         .enumerate()
@@ -257,10 +262,10 @@ fn search_json(rows: &[Told], is_formatted: bool) -> Vec<u8> {
 /// The records of Graph for rows, the newest first.
 pub(super) fn graph_records(mut rows: Vec<SearchRow>, tenant: &TenantId) -> Vec<String> {
     rows.sort_by(|one, other| other.time.cmp(&one.time).then_with(|| one.raw.cmp(&other.raw)));
-    rows.into_iter().filter_map(Told::of).map(|row| graph_record(&row, tenant)).collect()
+    rows.into_iter().filter_map(ExportedRow::of).map(|row| graph_record(&row, tenant)).collect()
 }
 
-fn graph_pages(rows: &[Told], tenant: &TenantId, spec: &ExportSpec) -> Vec<ExportFile> {
+fn graph_pages(rows: &[ExportedRow], tenant: &TenantId, spec: &ExportSpec) -> Vec<ExportFile> {
     const RECORDS: &str =
         "https://graph.microsoft.com/v1.0/security/auditLog/queries/5e1f0000-0000-4000-8000-00000000000a/records";
     let pages = rows.len().div_ceil(spec.page_rows.max(1)).max(1);
@@ -282,7 +287,7 @@ fn graph_pages(rows: &[Told], tenant: &TenantId, spec: &ExportSpec) -> Vec<Expor
 }
 
 /// A record of Graph: its own names outside, and inside the event with Graph's added types and a zone after its time.
-fn graph_record(row: &Told, tenant: &TenantId) -> String {
+fn graph_record(row: &ExportedRow, tenant: &TenantId) -> String {
     let name = row.record_type_name();
     let mut letters = name.chars();
     let small = letters.next().map(|first| format!("{}{}", first.to_ascii_lowercase(), letters.as_str()));
@@ -321,7 +326,7 @@ fn with_zone(key: &str, value: &str) -> String {
     if is_plain { format!("\"{}Z\"", inner.replacen(' ', "T", 1)) } else { value.to_owned() }
 }
 
-impl Members {
+impl RawMembers {
     /// The last value of a name.
     fn last(&self, name: &str) -> Option<&RawValue> {
         self.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| value)

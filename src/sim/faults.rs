@@ -56,7 +56,7 @@ impl CallKind {
 
 /// A fault.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Fault {
+pub enum SimFault {
     /// AF429: `status` 403 (as documented) or 429; `single_quoted` sends the body as the troubleshooting page
     /// prints it, which is not JSON.
     Throttled {
@@ -129,7 +129,7 @@ pub enum Fault {
     WrongDate(i64),
 }
 
-impl Fault {
+impl SimFault {
     /// A stable name, by which [`Faults::served`] counts.
     pub fn name(&self) -> &'static str {
         match self {
@@ -166,7 +166,7 @@ impl Fault {
 
 /// A fault for some coming calls. `None` in a selector matches every call of the kind.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Script {
+pub struct FaultScript {
     /// Which kind of call.
     pub kind: CallKind,
     /// Only calls of this tenant.
@@ -180,12 +180,12 @@ pub struct Script {
     /// How many matching calls then fail.
     pub times: u32,
     /// How.
-    pub fault: Fault,
+    pub fault: SimFault,
 }
 
-impl Script {
+impl FaultScript {
     /// The next `times` calls of `kind`, with any names.
-    pub fn next(kind: CallKind, times: u32, fault: Fault) -> Self {
+    pub fn next(kind: CallKind, times: u32, fault: SimFault) -> Self {
         Self { kind, tenant: None, content_type: None, blob_id: None, skip: 0, times, fault }
     }
 }
@@ -198,14 +198,14 @@ pub struct Rate {
     /// Share of the calls, 0 to 1.
     pub share: f64,
     /// How they fail.
-    pub fault: Fault,
+    pub fault: SimFault,
 }
 
 /// All faults to come: scripts come first, in order, then the rates.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FaultPlan {
     /// Faults by script.
-    pub scripts: Vec<Script>,
+    pub scripts: Vec<FaultScript>,
     /// Faults by rate.
     pub rates: Vec<Rate>,
 }
@@ -216,17 +216,18 @@ impl FaultPlan {
     pub fn bad_weather(share: f64) -> Self {
         let everywhere =
             [CallKind::Token, CallKind::List, CallKind::Start, CallKind::Content, CallKind::NextPage, CallKind::Blob];
-        let any = [Fault::Gateway(502), Fault::Gateway(503), Fault::Reset, Fault::HtmlPage, Fault::EmptyBody];
+        let any =
+            [SimFault::Gateway(502), SimFault::Gateway(503), SimFault::Reset, SimFault::HtmlPage, SimFault::EmptyBody];
         let feed = [
-            Fault::Throttled { status: 403, retry_after_secs: None, single_quoted: false },
-            Fault::Throttled { status: 429, retry_after_secs: Some(1), single_quoted: false },
-            Fault::InternalError,
-            Fault::CutBody(200),
+            SimFault::Throttled { status: 403, retry_after_secs: None, single_quoted: false },
+            SimFault::Throttled { status: 429, retry_after_secs: Some(1), single_quoted: false },
+            SimFault::InternalError,
+            SimFault::CutBody(200),
         ];
         let mut rates = Vec::new();
         for kind in everywhere {
             let feed = if kind == CallKind::Token { &[][..] } else { &feed[..] };
-            let faults: Vec<&Fault> = any.iter().chain(feed).collect();
+            let faults: Vec<&SimFault> = any.iter().chain(feed).collect();
             let each = share / faults.len() as f64;
             rates.extend(faults.into_iter().map(|fault| Rate { kind, share: each, fault: fault.clone() }));
         }
@@ -247,11 +248,11 @@ pub(super) struct CallNames<'a> {
 /// The faults of one simulator; changed at any time, from any thread.
 pub struct Faults {
     seed: u64,
-    inner: Mutex<Inner>,
+    inner: Mutex<FaultState>,
 }
 
 #[derive(Default)]
-struct Inner {
+struct FaultState {
     plan: FaultPlan,
     attempts: HashMap<[u8; 16], u64>,
     served: BTreeMap<&'static str, u64>,
@@ -273,31 +274,34 @@ impl Faults {
     }
 
     /// The next `times` calls of `kind` fail with `fault`, after the scripts already there.
-    pub fn next(&self, kind: CallKind, times: u32, fault: Fault) {
-        self.script(Script::next(kind, times, fault));
+    pub fn next(&self, kind: CallKind, times: u32, fault: SimFault) {
+        self.script(FaultScript::next(kind, times, fault));
     }
 
     /// The next `times` fetches of the blob fail with `fault`.
-    pub fn next_for_blob(&self, blob_id: &str, times: u32, fault: Fault) {
-        self.script(Script { blob_id: Some(blob_id.to_owned()), ..Script::next(CallKind::Blob, times, fault) });
+    pub fn next_for_blob(&self, blob_id: &str, times: u32, fault: SimFault) {
+        self.script(FaultScript {
+            blob_id: Some(blob_id.to_owned()),
+            ..FaultScript::next(CallKind::Blob, times, fault)
+        });
     }
 
     /// The next `times` calls of `kind` that name the content type fail with `fault`.
-    pub fn next_for_type(&self, kind: CallKind, content_type: ContentType, times: u32, fault: Fault) {
-        self.script(Script { content_type: Some(content_type), ..Script::next(kind, times, fault) });
+    pub fn next_for_type(&self, kind: CallKind, content_type: ContentType, times: u32, fault: SimFault) {
+        self.script(FaultScript { content_type: Some(content_type), ..FaultScript::next(kind, times, fault) });
     }
 
     /// Adds a script after those already there.
-    pub fn script(&self, script: Script) {
+    pub fn script(&self, script: FaultScript) {
         self.lock().plan.scripts.push(script);
     }
 
     /// A share of the calls of `kind` fail with `fault` from now on.
-    pub fn rate(&self, kind: CallKind, share: f64, fault: Fault) {
+    pub fn rate(&self, kind: CallKind, share: f64, fault: SimFault) {
         self.lock().plan.rates.push(Rate { kind, share, fault });
     }
 
-    /// How often each fault has struck, by [`Fault::name`].
+    /// How often each fault has struck, by [`SimFault::name`].
     pub fn served(&self) -> BTreeMap<&'static str, u64> {
         self.lock().served.clone()
     }
@@ -308,20 +312,20 @@ impl Faults {
     }
 
     /// Removes and returns the fault that strikes this call, if any.
-    pub(super) fn strike(&self, call: &CallNames<'_>) -> Option<Fault> {
+    pub(super) fn strike(&self, call: &CallNames<'_>) -> Option<SimFault> {
         let mut inner = self.lock();
         let fault = inner.scripted(call).or_else(|| inner.by_rate(self.seed, call))?;
         *inner.served.entry(fault.name()).or_default() += 1;
         Some(fault)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, FaultState> {
         self.inner.lock()
     }
 }
 
-impl Inner {
-    fn scripted(&mut self, call: &CallNames<'_>) -> Option<Fault> {
+impl FaultState {
+    fn scripted(&mut self, call: &CallNames<'_>) -> Option<SimFault> {
         let script = self.plan.scripts.iter_mut().find(|script| {
             script.times > 0
                 && script.kind == call.kind
@@ -339,7 +343,7 @@ impl Inner {
         Some(fault)
     }
 
-    fn by_rate(&mut self, seed: u64, call: &CallNames<'_>) -> Option<Fault> {
+    fn by_rate(&mut self, seed: u64, call: &CallNames<'_>) -> Option<SimFault> {
         if !self.plan.rates.iter().any(|rate| rate.kind == call.kind) {
             return None;
         }

@@ -1,6 +1,6 @@
 //! The answers of the simulated API: paths, parameters, permissions, windows, pages, blobs, and every refusal.
 //!
-//! Pure of sockets: a [`Call`] in, a [`Reply`] out. Follows Microsoft's "Office 365 Management Activity API reference"
+//! Pure of sockets: a [`SimCall`] in, a [`Reply`] out. Follows Microsoft's "Office 365 Management Activity API reference"
 //! and "troubleshooting" pages, and observed answers where those differ.
 
 use base64::Engine as _;
@@ -8,20 +8,20 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::call::{Call, NEXT_PAGE_HEADER, Reply, ReplyBody};
-use super::faults::{CallKind, Fault};
+use super::call::{NEXT_PAGE_HEADER, Reply, ReplyBody, SimCall};
+use super::faults::{CallKind, SimFault};
 use super::graph;
 use super::identity;
-use super::tenant::{Position, State};
+use super::tenant::{ListingPosition, SimState};
 use super::token::{self, Tokens};
 use super::{ListingSpan, NextPage, SimConfig, StartFailure, SubscriptionState};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp, is_guid};
 
 /// Answers a call. `own_url` is the simulator's address; `now` is its own time and `monotonic` that of its clock.
 pub(super) fn answer(
-    state: &mut State,
+    state: &mut SimState,
     tokens: &mut Tokens,
-    call: &Call,
+    call: &SimCall,
     own_url: &str,
     now: Timestamp,
     monotonic: std::time::Duration,
@@ -53,23 +53,23 @@ pub(super) fn answer(
 }
 
 /// Boxed so that the happy path stays small.
-type Refusal = Box<Reply>;
+type RefusedReply = Box<Reply>;
 
-fn refuse(status: u16, code: &str, message: &str) -> Refusal {
+fn refuse(status: u16, code: &str, message: &str) -> RefusedReply {
     Box::new(Reply::error(status, code, message))
 }
 
 /// The checks before any call of the feed: token, tenant, permission, publisher, quota.
 fn authorize(
-    state: &mut State,
+    state: &mut SimState,
     tokens: &Tokens,
-    call: &Call,
+    call: &SimCall,
     own_url: &str,
     now: Timestamp,
     monotonic: std::time::Duration,
-) -> Result<TenantId, Refusal> {
+) -> Result<TenantId, RefusedReply> {
     let Some(token) = call.bearer.as_deref().and_then(|bearer| tokens.check(bearer, now, own_url)) else {
-        return Err(Box::new(fault_reply(&Fault::Unauthorized, &state.config, call, now)));
+        return Err(Box::new(fault_reply(&SimFault::Unauthorized, &state.config, call, now)));
     };
     let tenant: TenantId = call.tenant_text.parse().map_err(|_| {
         refuse(400, "AF20013", &format!("The tenant ID passed in the URL ({}) is not a valid GUID.", call.tenant_text))
@@ -88,14 +88,14 @@ fn authorize(
     };
     let has = |role: &str| token.roles.iter().any(|held| held == role);
     if !has("ActivityFeed.Read") || (named == Some(ContentType::Dlp) && !has("ActivityFeed.ReadDlp")) {
-        return Err(Box::new(fault_reply(&Fault::PermissionMissing, &state.config, call, now)));
+        return Err(Box::new(fault_reply(&SimFault::PermissionMissing, &state.config, call, now)));
     }
     let publisher = call.param("publisheridentifier").filter(|text| !text.is_empty());
     if publisher.is_some_and(|text| !is_guid(text)) {
         return Err(refuse(400, "AF20002", "Invalid parameter type: PublisherIdentifier. Expected type: guid"));
     }
     if !state.take_quota(&tenant, publisher, monotonic) {
-        let fault = Fault::Throttled {
+        let fault = SimFault::Throttled {
             status: state.config.throttle_status,
             retry_after_secs: state.config.throttle_retry_after_secs,
             single_quoted: false,
@@ -105,7 +105,7 @@ fn authorize(
     Ok(tenant)
 }
 
-fn list_subscriptions(state: &mut State, tenant: &TenantId) -> Reply {
+fn list_subscriptions(state: &mut SimState, tenant: &TenantId) -> Reply {
     let bare = state.config.list_without_status;
     let mut entries = Vec::new();
     for content_type in ContentType::ALL {
@@ -126,7 +126,7 @@ fn list_subscriptions(state: &mut State, tenant: &TenantId) -> Reply {
     Reply::json(200, &Value::Array(entries))
 }
 
-fn with_content_type(state: &mut State, tenant: &TenantId, call: &Call, own_url: &str, now: Timestamp) -> Reply {
+fn with_content_type(state: &mut SimState, tenant: &TenantId, call: &SimCall, own_url: &str, now: Timestamp) -> Reply {
     let Some(text) = call.param("contenttype") else {
         return Reply::error(400, "AF20001", "Missing parameter: contentType.");
     };
@@ -145,7 +145,7 @@ fn with_content_type(state: &mut State, tenant: &TenantId, call: &Call, own_url:
     }
 }
 
-fn start(state: &mut State, stream: &StreamId, call: &Call, now: Timestamp) -> Reply {
+fn start(state: &mut SimState, stream: &StreamId, call: &SimCall, now: Timestamp) -> Reply {
     let StreamId { tenant, content_type } = stream;
     let exception = |rest: &str| {
         let publisher = call.param("publisheridentifier").unwrap_or("00000000-0000-0000-0000-000000000000");
@@ -195,7 +195,7 @@ fn start(state: &mut State, stream: &StreamId, call: &Call, now: Timestamp) -> R
     Reply::json(200, &json!({"contentType": content_type.as_str(), "status": "enabled", "webhook": null}))
 }
 
-fn stop(state: &mut State, stream: &StreamId, now: Timestamp) -> Reply {
+fn stop(state: &mut SimState, stream: &StreamId, now: Timestamp) -> Reply {
     let subscription = &mut state.stream(&stream.tenant, stream.content_type).subscription;
     if subscription.state == SubscriptionState::Absent {
         return not_subscribed();
@@ -213,12 +213,12 @@ fn disabled() -> Reply {
 }
 
 fn list_content(
-    state: &mut State,
+    state: &mut SimState,
     stream: &StreamId,
-    call: &Call,
+    call: &SimCall,
     own_url: &str,
     now: Timestamp,
-) -> Result<Reply, Refusal> {
+) -> Result<Reply, RefusedReply> {
     let subscription = &mut state.stream(&stream.tenant, stream.content_type).subscription;
     if subscription.stuck_until.is_some_and(|until| until <= now) {
         subscription.stuck_until = None;
@@ -240,7 +240,7 @@ fn list_content(
         }
     }
     let page_size = state.config.page_size.max(1);
-    let after = page.after.as_ref().map(|(rank, id)| Position { rank: *rank, id: id.clone() });
+    let after = page.after.as_ref().map(|(rank, id)| ListingPosition { rank: *rank, id: id.clone() });
     let (listed, next) = if page.empty {
         // The page after an empty one starts where this one would have started.
         (Vec::new(), after.clone())
@@ -279,14 +279,14 @@ fn list_content(
     Ok(reply)
 }
 
-fn bad_page() -> Refusal {
+fn bad_page() -> RefusedReply {
     refuse(400, "AF20031", "Invalid nextPage Input.")
 }
 
 fn next_page_url(
     style: &NextPage,
     own_url: &str,
-    call: &Call,
+    call: &SimCall,
     (start, end): (Timestamp, Timestamp),
     token: &str,
 ) -> String {
@@ -342,9 +342,9 @@ fn checksum(text: &str) -> String {
 }
 
 /// Reads and judges the window of a listing by the simulator's own clock.
-fn window(config: &SimConfig, call: &Call, now: Timestamp) -> Result<(Timestamp, Timestamp), Refusal> {
+fn window(config: &SimConfig, call: &SimCall, now: Timestamp) -> Result<(Timestamp, Timestamp), RefusedReply> {
     const DAY: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
-    let refused = || Box::new(fault_reply(&Fault::WindowRefused, config, call, now));
+    let refused = || Box::new(fault_reply(&SimFault::WindowRefused, config, call, now));
     let read = |name: &str, shown: &str| match call.param(name) {
         None => Ok(None),
         Some(text) => parse_parameter_time(text).map(Some).ok_or_else(|| {
@@ -389,15 +389,15 @@ fn parse_parameter_time(text: &str) -> Option<Timestamp> {
     super::events::parse_event_time(&full)
 }
 
-fn blob(state: &mut State, tenant: &TenantId, call: &Call, now: Timestamp) -> Reply {
+fn blob(state: &mut SimState, tenant: &TenantId, call: &SimCall, now: Timestamp) -> Reply {
     let id = call.blob_id.as_deref().unwrap_or_default();
     if !id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'$' | b'_' | b'-' | b'.')) || !id.contains('$') {
-        return fault_reply(&Fault::ContentIdInvalid, &state.config, call, now);
+        return fault_reply(&SimFault::ContentIdInvalid, &state.config, call, now);
     }
     let found = state.blob(id).filter(|(stream, blob)| stream.tenant == *tenant && blob.listable_from <= now);
     match found.map(|(_, blob)| (blob.expires <= now, blob.body.clone())) {
-        None => fault_reply(&Fault::ContentMissing, &state.config, call, now),
-        Some((true, _)) => fault_reply(&Fault::ContentExpired, &state.config, call, now),
+        None => fault_reply(&SimFault::ContentMissing, &state.config, call, now),
+        Some((true, _)) => fault_reply(&SimFault::ContentExpired, &state.config, call, now),
         Some((false, body)) => {
             let mut reply = Reply::new(200, "application/json; charset=utf-8", "");
             reply.body = ReplyBody::Blob(body);
@@ -407,7 +407,7 @@ fn blob(state: &mut State, tenant: &TenantId, call: &Call, now: Timestamp) -> Re
     }
 }
 
-fn sensitive_types(call: &Call) -> Reply {
+fn sensitive_types(call: &SimCall) -> Reply {
     match call.languages.as_slice() {
         [] => {}
         [one] if one.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-') => {}
@@ -419,9 +419,9 @@ fn sensitive_types(call: &Call) -> Reply {
 }
 
 /// The answer of a fault; transport faults have none and leave an empty 200, which the server replaces.
-pub(super) fn fault_reply(fault: &Fault, config: &SimConfig, call: &Call, now: Timestamp) -> Reply {
+pub(super) fn fault_reply(fault: &SimFault, config: &SimConfig, call: &SimCall, now: Timestamp) -> Reply {
     match fault {
-        Fault::Throttled { status, retry_after_secs, single_quoted } => {
+        SimFault::Throttled { status, retry_after_secs, single_quoted } => {
             let method = match call.kind {
                 CallKind::Blob => "GetBlob",
                 CallKind::Content | CallKind::NextPage => "GetContent",
@@ -441,51 +441,53 @@ pub(super) fn fault_reply(fault: &Fault, config: &SimConfig, call: &Call, now: T
             }
             reply
         }
-        Fault::InternalError => Reply::error(500, "AF50000", "An internal error occurred. Retry the request."),
-        Fault::InternalErrorUndocumented => {
+        SimFault::InternalError => Reply::error(500, "AF50000", "An internal error occurred. Retry the request."),
+        SimFault::InternalErrorUndocumented => {
             Reply::error(500, "AF50005", "An internal error occurred. Retry the request.")
         }
-        Fault::Gateway(status) => Reply::html(*status, &format!("{status} Server Error")),
-        Fault::RequestTimeout => Reply::new(408, "text/html", ""),
-        Fault::ContentMissing => Reply::error(404, "AF20050", "The specified content does not exist."),
-        Fault::ContentExpired => Reply::error(
+        SimFault::Gateway(status) => Reply::html(*status, &format!("{status} Server Error")),
+        SimFault::RequestTimeout => Reply::new(408, "text/html", ""),
+        SimFault::ContentMissing => Reply::error(404, "AF20050", "The specified content does not exist."),
+        SimFault::ContentExpired => Reply::error(
             400,
             "AF20051",
             "Content requested has already expired. Content older than 7 days cannot be retrieved.",
         ),
-        Fault::ContentIdInvalid => Reply::error(400, "AF20052", "Content ID in the URL is invalid."),
-        Fault::NotFound => Reply::html(404, "404 - File or directory not found."),
-        Fault::Unauthorized => Reply::json(401, &json!({"Message": "Authorization has been denied for this request."})),
-        Fault::PermissionMissing => Reply::error(
+        SimFault::ContentIdInvalid => Reply::error(400, "AF20052", "Content ID in the URL is invalid."),
+        SimFault::NotFound => Reply::html(404, "404 - File or directory not found."),
+        SimFault::Unauthorized => {
+            Reply::json(401, &json!({"Message": "Authorization has been denied for this request."}))
+        }
+        SimFault::PermissionMissing => Reply::error(
             401,
             "AF10001",
             "The permission set () sent in the request does not include the expected permission.",
         ),
-        Fault::NextPageInvalid => *bad_page(),
-        Fault::NotSubscribed => not_subscribed(),
-        Fault::SubscriptionDisabled => disabled(),
-        Fault::WindowRefused => Reply::error(
+        SimFault::NextPageInvalid => *bad_page(),
+        SimFault::NotSubscribed => not_subscribed(),
+        SimFault::SubscriptionDisabled => disabled(),
+        SimFault::WindowRefused => Reply::error(
             400,
             "AF20055",
             "Start time and end time must both be specified (or both omitted) and must be less than or equal to 24 hours \
              apart, with the start time prior to end time and start time no more than 7 days in the past.",
         ),
-        Fault::Aadsts(code) => token::refuse(*code, config, &call.tenant_text, now),
-        Fault::Redirect(to) => {
+        SimFault::Aadsts(code) => token::refuse(*code, config, &call.tenant_text, now),
+        SimFault::Redirect(to) => {
             let mut reply = Reply::html(302, "Object moved");
             reply.headers.push(("location", to.clone()));
             reply
         }
-        Fault::Answer { status, content_type, body } => Reply::new(*status, content_type, body.clone()),
-        Fault::HtmlPage => Reply::html(200, "Sign in to the proxy"),
-        Fault::Reset
-        | Fault::EmptyBody
-        | Fault::CutBody(_)
-        | Fault::WrongLength(_)
-        | Fault::DamagedGzip
-        | Fault::Slow(_)
-        | Fault::SlowBody(_)
-        | Fault::WrongDate(_) => Reply::new(200, "application/json; charset=utf-8", ""),
+        SimFault::Answer { status, content_type, body } => Reply::new(*status, content_type, body.clone()),
+        SimFault::HtmlPage => Reply::html(200, "Sign in to the proxy"),
+        SimFault::Reset
+        | SimFault::EmptyBody
+        | SimFault::CutBody(_)
+        | SimFault::WrongLength(_)
+        | SimFault::DamagedGzip
+        | SimFault::Slow(_)
+        | SimFault::SlowBody(_)
+        | SimFault::WrongDate(_) => Reply::new(200, "application/json; charset=utf-8", ""),
     }
 }
 

@@ -7,11 +7,11 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use super::call::{Call, Reply};
+use super::call::{Reply, SimCall};
 use super::export::{self, ExportForm, ExportSpec};
 use super::faults::CallKind;
 use super::queries::{AUDIENCE, GraphVersions, Query, QueryFate, ROLE};
-use super::tenant::State;
+use super::tenant::SimState;
 use super::token::Tokens;
 use crate::model::{TenantId, Timestamp};
 
@@ -25,7 +25,7 @@ struct Submission {
 }
 
 /// Answers a call of Graph.
-pub(super) fn answer(state: &mut State, tokens: &Tokens, call: &Call, own_url: &str, now: Timestamp) -> Reply {
+pub(super) fn answer(state: &mut SimState, tokens: &Tokens, call: &SimCall, own_url: &str, now: Timestamp) -> Reply {
     let refuse = |status, code: &str, text: &str| Reply::error(status, code, text);
     let (version, id) = call.graph.split_once('/').unwrap_or_default();
     let token = call.bearer.as_deref().and_then(|bearer| tokens.issued_to(bearer, now));
@@ -60,7 +60,7 @@ pub(super) fn answer(state: &mut State, tokens: &Tokens, call: &Call, own_url: &
     }
 }
 
-fn submit(state: &mut State, tenant: &TenantId, call: &Call, now: Timestamp) -> Reply {
+fn submit(state: &mut SimState, tenant: &TenantId, call: &SimCall, now: Timestamp) -> Reply {
     let Ok(submission) = serde_json::from_slice::<Submission>(&call.body) else {
         return Reply::error(400, "BadRequest", "The body of the request is not valid.");
     };
@@ -97,7 +97,7 @@ fn submit(state: &mut State, tenant: &TenantId, call: &Call, now: Timestamp) -> 
     reply
 }
 
-fn fate_of(state: &mut State, serial: u64) -> QueryFate {
+fn fate_of(state: &mut SimState, serial: u64) -> QueryFate {
     let seed = state.config.seed;
     let graph = &mut state.config.graph;
     if let Some(fate) = graph.fates.pop_front() {
@@ -114,7 +114,7 @@ fn fate_of(state: &mut State, serial: u64) -> QueryFate {
 }
 
 /// Finds the rows of a query that has succeeded, once.
-fn find(state: &mut State, id: &str, now: Timestamp) {
+fn find(state: &mut SimState, id: &str, now: Timestamp) {
     let Some(query) = state.graph.queries.get(id).filter(|query| query.rows.is_none()) else { return };
     let oldest = now.saturating_sub(jiff::SignedDuration::from_hours(24 * state.config.graph.history_days));
     let from = query.from.max(oldest.unwrap_or(Timestamp::MIN));
@@ -129,7 +129,7 @@ fn find(state: &mut State, id: &str, now: Timestamp) {
     }
 }
 
-fn look(state: &mut State, id: &str, now: Timestamp) -> Reply {
+fn look(state: &mut SimState, id: &str, now: Timestamp) -> Reply {
     let succeeded = state.graph.queries.get(id).is_some_and(|query| query.status(now) == "succeeded");
     if succeeded {
         find(state, id, now);
@@ -155,7 +155,7 @@ fn look(state: &mut State, id: &str, now: Timestamp) -> Reply {
     Reply::json(200, &body)
 }
 
-fn records(state: &mut State, (version, id): (&str, &str), call: &Call, own_url: &str, now: Timestamp) -> Reply {
+fn records(state: &mut SimState, (version, id): (&str, &str), call: &SimCall, own_url: &str, now: Timestamp) -> Reply {
     find(state, id, now);
     let (config, seed) = (state.config.graph.clone(), state.config.seed);
     let Some(query) = state.graph.queries.get_mut(id) else { return Reply::error(404, "NotFound", "") };

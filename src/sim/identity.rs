@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::SimConfig;
-use super::call::{Call, Reply};
+use super::call::{Reply, SimCall};
 use super::token::Tokens;
 use crate::model::{TenantId, Timestamp};
 
@@ -28,7 +28,7 @@ pub struct MachineIdentity {
 }
 
 /// Answers `/metadata/identity/oauth2/token` (IMDS and Azure Arc) and `/msi/token` (App Service).
-pub(super) fn answer(tokens: &mut Tokens, config: &SimConfig, call: &Call, now: Timestamp) -> Reply {
+pub(super) fn answer(tokens: &mut Tokens, config: &SimConfig, call: &SimCall, now: Timestamp) -> Reply {
     let Some(identity) = &config.machine_identity else {
         return refuse(400, "invalid_request", "Identity not found");
     };

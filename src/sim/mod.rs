@@ -45,7 +45,7 @@ use tokio_util::task::TaskTracker;
 pub use assertion::FederatedCredential;
 pub use events::Irregularity;
 pub use export::{ExportFile, ExportForm, ExportSpec};
-pub use faults::{CallKind, Fault, FaultPlan, Faults, Rate, Script};
+pub use faults::{CallKind, FaultPlan, FaultScript, Faults, Rate, SimFault};
 pub use identity::MachineIdentity;
 pub use queries::{GraphConfig, GraphVersions, QueryFate};
 pub use token::aadsts_codes;
@@ -53,8 +53,8 @@ pub use truth::{Comparison, Delivered, Side, Truth, TruthEvent, TruthHuge};
 
 use crate::clock::Clock;
 use crate::model::{ContentType, TenantId, Timestamp};
-use server::{Log, Shared};
-use tenant::State;
+use server::{RequestRecords, ServerState};
+use tenant::SimState;
 use token::Tokens;
 
 /// The configuration of the simulated service. [`Sim::configure`] can change every field while it runs.
@@ -392,7 +392,7 @@ pub struct RequestLog {
     pub monotonic: Duration,
     /// HTTP status; 0 for a reset.
     pub status: u16,
-    /// The fault that struck, by [`Fault::name`].
+    /// The fault that struck, by [`SimFault::name`].
     pub fault: Option<&'static str>,
     /// Whether it came over HTTP/2.
     pub http2: bool,
@@ -426,16 +426,16 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 /// The running simulator. Clones share it; dropping the last one stops it.
 #[derive(Clone)]
 pub struct Sim {
-    running: Arc<Running>,
+    running: Arc<RunningSim>,
 }
 
-struct Running {
-    shared: Arc<Shared>,
+struct RunningSim {
+    shared: Arc<ServerState>,
     address: SocketAddr,
     server: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Drop for Running {
+impl Drop for RunningSim {
     fn drop(&mut self) {
         self.shared.cancel.cancel();
     }
@@ -463,12 +463,12 @@ impl Sim {
     pub async fn start_on(address: SocketAddr, config: SimConfig, clock: Arc<dyn Clock>) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ServerState {
             clock,
             offset_secs: AtomicI64::new(config.clock_offset_secs),
             faults: Faults::new(config.seed),
-            state: Mutex::new((State::new(config), Tokens::default())),
-            log: Mutex::new(Log::default()),
+            state: Mutex::new((SimState::new(config), Tokens::default())),
+            log: Mutex::new(RequestRecords::default()),
             in_flight: AtomicUsize::new(0),
             activity: AtomicU64::new(0),
             cancel: CancellationToken::new(),
@@ -477,7 +477,7 @@ impl Sim {
             everywhere: address.ip().is_unspecified(),
         });
         let server = tokio::spawn(server::serve(listener, shared.clone()));
-        Ok(Self { running: Arc::new(Running { shared, address, server: Mutex::new(Some(server)) }) })
+        Ok(Self { running: Arc::new(RunningSim { shared, address, server: Mutex::new(Some(server)) }) })
     }
 
     /// `http://127.0.0.1:PORT`, or the address it was started on: both the authority and the API.
@@ -607,7 +607,7 @@ impl Sim {
         self.shared().log().counters.clone()
     }
 
-    fn shared(&self) -> &Shared {
+    fn shared(&self) -> &ServerState {
         &self.running.shared
     }
 }

@@ -26,10 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use url::form_urlencoded;
 
-use super::call::{Call, NEXT_PAGE_HEADER, Reply, ReplyBody};
-use super::faults::{CallKind, CallNames, Fault, Faults};
+use super::call::{NEXT_PAGE_HEADER, Reply, ReplyBody, SimCall};
+use super::faults::{CallKind, CallNames, Faults, SimFault};
 use super::feed;
-use super::tenant::{BlobBody, State};
+use super::tenant::{SimBlobBody, SimState};
 use super::token::{self, Tokens};
 use super::{Counters, RequestLog};
 use crate::clock::Clock;
@@ -45,12 +45,12 @@ const YIELDS_BEFORE_BREAK: usize = 8;
 const REQUEST_LOG_MAX: usize = 100_000;
 
 /// The state that every connection shares.
-pub(super) struct Shared {
+pub(super) struct ServerState {
     pub clock: Arc<dyn Clock>,
     pub offset_secs: AtomicI64,
-    pub state: Mutex<(State, Tokens)>,
+    pub state: Mutex<(SimState, Tokens)>,
     pub faults: Faults,
-    pub log: Mutex<Log>,
+    pub log: Mutex<RequestRecords>,
     pub in_flight: AtomicUsize,
     pub activity: AtomicU64,
     pub cancel: CancellationToken,
@@ -63,9 +63,9 @@ pub(super) struct Shared {
 
 /// Starts hyper's tasks where [`serve`] can wait for them.
 #[derive(Clone)]
-struct Streams(TaskTracker);
+struct StreamExecutor(TaskTracker);
 
-impl<F> hyper::rt::Executor<F> for Streams
+impl<F> hyper::rt::Executor<F> for StreamExecutor
 where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
@@ -75,12 +75,12 @@ where
 }
 
 #[derive(Default)]
-pub(super) struct Log {
+pub(super) struct RequestRecords {
     pub requests: VecDeque<RequestLog>,
     pub counters: Counters,
 }
 
-impl Shared {
+impl ServerState {
     /// The simulator's own time.
     pub fn now(&self) -> Timestamp {
         let offset = jiff::SignedDuration::from_secs(self.offset_secs.load(Ordering::Relaxed));
@@ -88,11 +88,11 @@ impl Shared {
         now.saturating_add(offset).unwrap_or(now)
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, (State, Tokens)> {
+    pub fn lock(&self) -> MutexGuard<'_, (SimState, Tokens)> {
         self.state.lock()
     }
 
-    pub fn log(&self) -> MutexGuard<'_, Log> {
+    pub fn log(&self) -> MutexGuard<'_, RequestRecords> {
         self.log.lock()
     }
 
@@ -102,7 +102,7 @@ impl Shared {
 }
 
 /// Accepts until cancelled, then drops every connection and joins its task.
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub(super) async fn serve(listener: TcpListener, shared: Arc<ServerState>) {
     let cancel = shared.cancel.clone();
     let mut connections = JoinSet::new();
     loop {
@@ -127,12 +127,12 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     shared.streams.wait().await;
 }
 
-async fn connection(socket: TcpStream, number: u64, shared: Arc<Shared>) {
+async fn connection(socket: TcpStream, number: u64, shared: Arc<ServerState>) {
     let _ = socket.set_nodelay(true);
     let reset = Arc::new(AtomicBool::new(false));
     let io = Socket { tcp: socket, reset: reset.clone(), shared: shared.clone() };
     let cancel = shared.cancel.clone();
-    let mut builder = auto::Builder::new(Streams(shared.streams.clone()));
+    let mut builder = auto::Builder::new(StreamExecutor(shared.streams.clone()));
     let service = service_fn(move |request| respond(request, number, shared.clone(), reset.clone()));
     builder.http1().title_case_headers(true);
     let serving = builder.serve_connection(TokioIo::new(io), service);
@@ -151,16 +151,16 @@ struct ConnectionReset;
 async fn respond(
     request: Request<Incoming>,
     connection: u64,
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     reset: Arc<AtomicBool>,
 ) -> Result<Response<Body>, ConnectionReset> {
     let guard = InFlight::enter(shared.clone());
     let (call, accepts_gzip, http2) = read_call(request).await;
-    let carrier = Carrier { http2, connection };
+    let carrier = RequestTransport { http2, connection };
     let fault = strike(&shared, &call);
     match &fault {
-        Some(Fault::Slow(pause)) => wait(&shared, *pause).await,
-        Some(Fault::Reset) => {
+        Some(SimFault::Slow(pause)) => wait(&shared, *pause).await,
+        Some(SimFault::Reset) => {
             enter_log(&shared, &call, 0, fault.as_ref(), carrier);
             reset.store(!http2, Ordering::Relaxed);
             return Err(ConnectionReset);
@@ -183,7 +183,7 @@ async fn respond(
         };
         (reply, state.config.gzip)
     };
-    if fault == Some(Fault::EmptyBody) {
+    if fault == Some(SimFault::EmptyBody) {
         reply.body = ReplyBody::Bytes(Bytes::new());
         reply.reads_blob = None;
     }
@@ -192,24 +192,24 @@ async fn respond(
 }
 
 /// Whether a fault is an answer of its own, rather than damage to the real one.
-fn replaces_answer(fault: &Fault) -> bool {
+fn replaces_answer(fault: &SimFault) -> bool {
     !matches!(
         fault,
-        Fault::Reset
-            | Fault::EmptyBody
-            | Fault::CutBody(_)
-            | Fault::WrongLength(_)
-            | Fault::DamagedGzip
-            | Fault::Slow(_)
-            | Fault::SlowBody(_)
-            | Fault::WrongDate(_)
+        SimFault::Reset
+            | SimFault::EmptyBody
+            | SimFault::CutBody(_)
+            | SimFault::WrongLength(_)
+            | SimFault::DamagedGzip
+            | SimFault::Slow(_)
+            | SimFault::SlowBody(_)
+            | SimFault::WrongDate(_)
     )
 }
 
 /// Parses a request; returns also whether it accepts gzip, and whether it came over HTTP/2.
-async fn read_call(request: Request<Incoming>) -> (Call, bool, bool) {
+async fn read_call(request: Request<Incoming>) -> (SimCall, bool, bool) {
     let (parts, body) = request.into_parts();
-    let mut call = Call::parse(parts.method.as_str(), parts.uri.path(), parts.uri.query().unwrap_or_default());
+    let mut call = SimCall::parse(parts.method.as_str(), parts.uri.path(), parts.uri.query().unwrap_or_default());
     let text =
         |name: header::HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     call.bearer = match text(header::AUTHORIZATION).split_once(' ') {
@@ -236,7 +236,7 @@ async fn read_call(request: Request<Incoming>) -> (Call, bool, bool) {
     (call, accepts_gzip, parts.version == axum::http::Version::HTTP_2)
 }
 
-fn strike(shared: &Shared, call: &Call) -> Option<Fault> {
+fn strike(shared: &ServerState, call: &SimCall) -> Option<SimFault> {
     let tenant: Option<TenantId> = call.tenant_text.parse().ok();
     let content_type = match call.blob_id.as_deref() {
         Some(id) => shared.lock().0.blob(id).map(|(stream, _)| stream.content_type),
@@ -253,12 +253,12 @@ fn strike(shared: &Shared, call: &Call) -> Option<Fault> {
 
 /// How a request came.
 #[derive(Clone, Copy)]
-struct Carrier {
+struct RequestTransport {
     http2: bool,
     connection: u64,
 }
 
-fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, carrier: Carrier) {
+fn enter_log(shared: &ServerState, call: &SimCall, status: u16, fault: Option<&SimFault>, carrier: RequestTransport) {
     let had_publisher = call.param("publisheridentifier").is_some_and(|text| !text.is_empty());
     let param = |name| call.param(name).map(str::to_owned);
     let entry = RequestLog {
@@ -275,7 +275,7 @@ fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, c
         at: shared.now(),
         monotonic: shared.clock.monotonic(),
         status,
-        fault: fault.map(Fault::name),
+        fault: fault.map(SimFault::name),
         http2: carrier.http2,
         connection: carrier.connection,
     };
@@ -292,15 +292,15 @@ fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, c
 }
 
 /// Waits by the simulator's clock, or until the simulator stops.
-async fn wait(shared: &Shared, pause: Duration) {
+async fn wait(shared: &ServerState, pause: Duration) {
     tokio::select! {
         () = shared.clock.sleep(pause) => {}
         () = shared.cancel.cancelled() => {}
     }
 }
 
-fn build(reply: Reply, fault: Option<Fault>, gzip: bool, guard: InFlight, now: Timestamp) -> Response<Body> {
-    let wrong_date = if let Some(Fault::WrongDate(secs)) = fault { secs } else { 0 };
+fn build(reply: Reply, fault: Option<SimFault>, gzip: bool, guard: InFlight, now: Timestamp) -> Response<Body> {
+    let wrong_date = if let Some(SimFault::WrongDate(secs)) = fault { secs } else { 0 };
     let mut headers = vec![
         ("cache-control", "no-cache".to_owned()),
         ("pragma", "no-cache".to_owned()),
@@ -311,10 +311,10 @@ fn build(reply: Reply, fault: Option<Fault>, gzip: bool, guard: InFlight, now: T
         ("date", http_date(now, wrong_date)),
     ];
     headers.extend(reply.headers);
-    let (source, length) = Source::open(reply.body);
+    let (source, length) = BodySource::open(reply.body);
     let is_blob = reply.reads_blob.is_some();
-    let damage_gzip = fault == Some(Fault::DamagedGzip);
-    let wrong_length = if let Some(Fault::WrongLength(by)) = fault { by } else { 0 };
+    let damage_gzip = fault == Some(SimFault::DamagedGzip);
+    let wrong_length = if let Some(SimFault::WrongLength(by)) = fault { by } else { 0 };
     let gzip = damage_gzip || (gzip && is_blob && wrong_length == 0);
     if gzip {
         headers.push(("content-encoding", "gzip".to_owned()));
@@ -323,7 +323,7 @@ fn build(reply: Reply, fault: Option<Fault>, gzip: bool, guard: InFlight, now: T
     }
     let cut_after = match fault {
         // The truncation must remove at least one byte.
-        Some(Fault::CutBody(after)) => Some(if gzip { after } else { after.min(length.saturating_sub(1)) }),
+        Some(SimFault::CutBody(after)) => Some(if gzip { after } else { after.min(length.saturating_sub(1)) }),
         _ => None,
     };
     let pump = Pump {
@@ -331,7 +331,7 @@ fn build(reply: Reply, fault: Option<Fault>, gzip: bool, guard: InFlight, now: T
         encoder: gzip.then(|| flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast())),
         damage_gzip,
         cut_after,
-        pause: if let Some(Fault::SlowBody(pause)) = fault { pause } else { Duration::ZERO },
+        pause: if let Some(SimFault::SlowBody(pause)) = fault { pause } else { Duration::ZERO },
         // hyper stops reading once it has all bytes, so the end of a known length is detected by counting.
         length: (!gzip).then_some(length),
         breaks_off: wrong_length > 0 || cut_after.is_some(),
@@ -361,26 +361,26 @@ fn http_date(now: Timestamp, wrong_by_secs: i64) -> String {
 }
 
 /// A body that is generated piece by piece.
-enum Source {
+enum BodySource {
     Bytes(Option<Bytes>),
     Events { events: Arc<[Bytes]>, next: usize },
     Huge { body: super::events::HugeBody, count: u64, next: u64 },
 }
 
-impl Source {
+impl BodySource {
     /// The source and the length of the whole, bytes.
     fn open(body: ReplyBody) -> (Self, u64) {
         match body {
-            ReplyBody::Bytes(bytes) | ReplyBody::Blob(BlobBody::Raw(bytes)) => {
+            ReplyBody::Bytes(bytes) | ReplyBody::Blob(SimBlobBody::Raw(bytes)) => {
                 let length = bytes.len() as u64;
                 (Self::Bytes(Some(bytes)), length)
             }
-            ReplyBody::Blob(BlobBody::Events(events)) => {
+            ReplyBody::Blob(SimBlobBody::Events(events)) => {
                 let inside: usize = events.iter().map(Bytes::len).sum();
                 let length = inside + 2 + events.len().saturating_sub(1);
                 (Self::Events { events, next: 0 }, length as u64)
             }
-            ReplyBody::Blob(BlobBody::Huge { body, count }) => {
+            ReplyBody::Blob(SimBlobBody::Huge { body, count }) => {
                 let length = 1 + count * (body.event(0).len() as u64 + 1);
                 (Self::Huge { body, count, next: 0 }, length)
             }
@@ -433,7 +433,7 @@ impl Source {
 
 /// Sends a body through compression and damage, and records its end.
 struct Pump {
-    source: Source,
+    source: BodySource,
     encoder: Option<flate2::write::GzEncoder<Vec<u8>>>,
     damage_gzip: bool,
     cut_after: Option<u64>,
@@ -529,11 +529,11 @@ fn cut() -> io::Error {
 
 /// Counts a request as being answered for as long as it lives.
 struct InFlight {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
 }
 
 impl InFlight {
-    fn enter(shared: Arc<Shared>) -> Self {
+    fn enter(shared: Arc<ServerState>) -> Self {
         shared.in_flight.fetch_add(1, Ordering::AcqRel);
         shared.stir();
         Self { shared }
@@ -552,7 +552,7 @@ impl Drop for InFlight {
 struct Socket {
     tcp: TcpStream,
     reset: Arc<AtomicBool>,
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
 }
 
 impl Drop for Socket {

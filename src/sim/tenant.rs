@@ -12,31 +12,31 @@ use bytes::Bytes;
 use super::events::{self, HugeBody, Irregularity, parse_event_time};
 use super::export::{ExportSpec, SearchRow};
 use super::queries::Graph;
-use super::truth::{Entry, EventFields, Ledger, Side, Truth, TruthEvent, TruthHuge, fingerprint};
+use super::truth::{EventFields, LedgerEvent, Side, Truth, TruthEvent, TruthHuge, TruthLedger, fingerprint};
 use super::{GenerateSpec, ListingOrder, NewBlob, QuotaCounts, SimConfig, SubscriptionState, links};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp};
 
 /// How many earlier events of a stream the generator keeps for publishing again.
 const COPY_SOURCES_MAX: usize = 2_000;
 
-pub(super) struct Blob {
+pub(super) struct SimBlob {
     pub id: Arc<str>,
     pub created: Timestamp,
     pub listable_from: Timestamp,
     pub expires: Timestamp,
-    pub body: BlobBody,
+    pub body: SimBlobBody,
     pub reads: u64,
 }
 
 #[derive(Clone)]
-pub(super) enum BlobBody {
+pub(super) enum SimBlobBody {
     Events(Arc<[Bytes]>),
     Raw(Bytes),
     Huge { body: HugeBody, count: u64 },
 }
 
 #[derive(Default)]
-pub(super) struct Subscription {
+pub(super) struct SimSubscription {
     pub state: SubscriptionState,
     /// The last start that was counted for the 15-minute rule.
     pub last_start: Option<Timestamp>,
@@ -47,7 +47,7 @@ pub(super) struct Subscription {
     dark: Vec<(Timestamp, Option<Timestamp>)>,
 }
 
-impl Subscription {
+impl SimSubscription {
     pub fn set(&mut self, state: SubscriptionState, now: Timestamp) {
         let enabled = |state| state == SubscriptionState::Enabled;
         if enabled(self.state) && !enabled(state) {
@@ -61,27 +61,27 @@ impl Subscription {
         self.state = state;
     }
 
-    fn hides(&self, blob: &Blob) -> bool {
+    fn hides(&self, blob: &SimBlob) -> bool {
         let at = blob.listable_from;
         self.dark.iter().any(|(from, until)| *from <= at && until.is_none_or(|until| at < until))
     }
 }
 
 #[derive(Default)]
-pub(super) struct Stream {
-    pub subscription: Subscription,
-    blobs: BTreeMap<(Timestamp, Arc<str>), Blob>,
+pub(super) struct SimStream {
+    pub subscription: SimSubscription,
+    blobs: BTreeMap<(Timestamp, Arc<str>), SimBlob>,
     /// Recent events of this stream, as (bytes, blob's `contentCreated`, irregularity).
     sources: VecDeque<(Bytes, Option<Irregularity>)>,
 }
 
 /// Everything behind the simulator's lock.
-pub(super) struct State {
+pub(super) struct SimState {
     pub config: SimConfig,
-    streams: HashMap<StreamId, Stream>,
+    streams: HashMap<StreamId, SimStream>,
     names: HashMap<Arc<str>, (StreamId, Timestamp)>,
     pub graph: Graph,
-    ledger: Ledger,
+    ledger: TruthLedger,
     rng: fastrand::Rng,
     serial: u32,
     placeholder_times: HashSet<Timestamp>,
@@ -90,19 +90,19 @@ pub(super) struct State {
 
 /// Where a listing continues: after this blob, in the listing's own order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Position {
+pub(super) struct ListingPosition {
     pub rank: u64,
     pub id: String,
 }
 
 /// One entry of a listing.
-pub(super) struct Listed {
+pub(super) struct ListedBlob {
     pub id: Arc<str>,
     pub created: Timestamp,
     pub expires: Timestamp,
 }
 
-impl State {
+impl SimState {
     pub fn new(config: SimConfig) -> Self {
         let rng = fastrand::Rng::with_seed(config.seed);
         Self {
@@ -110,7 +110,7 @@ impl State {
             streams: HashMap::new(),
             names: HashMap::new(),
             graph: Graph::default(),
-            ledger: Ledger::default(),
+            ledger: TruthLedger::default(),
             rng,
             serial: 0,
             placeholder_times: HashSet::new(),
@@ -118,7 +118,7 @@ impl State {
         }
     }
 
-    pub fn stream(&mut self, tenant: &TenantId, content_type: ContentType) -> &mut Stream {
+    pub fn stream(&mut self, tenant: &TenantId, content_type: ContentType) -> &mut SimStream {
         self.streams.entry(StreamId { tenant: tenant.clone(), content_type }).or_default()
     }
 
@@ -146,15 +146,15 @@ impl State {
             self.ledger.publish(tenant, content_type, &id, raw, *shape);
         }
         let body = match (blob.body, blob.huge_bytes) {
-            (Some(raw), _) => BlobBody::Raw(raw.into()),
+            (Some(raw), _) => SimBlobBody::Raw(raw.into()),
             (None, Some(bytes)) => {
                 let body = HugeBody::new(self.serial, tenant.clone(), blob.created);
-                BlobBody::Huge { count: body.count(bytes), body }
+                SimBlobBody::Huge { count: body.count(bytes), body }
             }
-            (None, None) => BlobBody::Events(events.into()),
+            (None, None) => SimBlobBody::Events(events.into()),
         };
         let expiry = jiff::SignedDuration::from_hours(24 * i64::from(self.config.expiry_days));
-        let stored = Blob {
+        let stored = SimBlob {
             id: id.clone(),
             created: blob.created,
             listable_from: blob.listable_from.unwrap_or(blob.created),
@@ -249,10 +249,10 @@ impl State {
         &mut self,
         stream: &StreamId,
         (start, end): (Timestamp, Timestamp),
-        after: Option<&Position>,
+        after: Option<&ListingPosition>,
         limit: usize,
         now: Timestamp,
-    ) -> (Vec<Listed>, Option<Position>) {
+    ) -> (Vec<ListedBlob>, Option<ListingPosition>) {
         let (order, seed) = (self.config.listing_order, self.config.seed);
         let Some(stream) = self.streams.get(stream) else { return (Vec::new(), None) };
         let from = match after {
@@ -272,11 +272,11 @@ impl State {
             .range((from, Bound::Excluded(until)))
             .map(|(_, blob)| blob)
             .filter(|blob| blob.listable_from <= now && !stream.subscription.hides(blob));
-        let position = |blob: &Blob| Position { rank: order.rank(blob, seed), id: blob.id.to_string() };
-        let mut page: Vec<&Blob> = match order {
+        let position = |blob: &SimBlob| ListingPosition { rank: order.rank(blob, seed), id: blob.id.to_string() };
+        let mut page: Vec<&SimBlob> = match order {
             ListingOrder::Created => visible.take(limit + 1).collect(),
             ListingOrder::Shuffled => {
-                let mut all: Vec<(Position, &Blob)> = visible.map(|blob| (position(blob), blob)).collect();
+                let mut all: Vec<(ListingPosition, &SimBlob)> = visible.map(|blob| (position(blob), blob)).collect();
                 all.retain(|(at, _)| after.is_none_or(|after| at > after));
                 all.sort_by(|a, b| a.0.cmp(&b.0));
                 all.into_iter().take(limit + 1).map(|(_, blob)| blob).collect()
@@ -285,12 +285,12 @@ impl State {
         let more = page.len() > limit;
         page.truncate(limit);
         let next = if more { page.last().map(|blob| position(blob)) } else { None };
-        let listed = |blob: &Blob| Listed { id: blob.id.clone(), created: blob.created, expires: blob.expires };
+        let listed = |blob: &SimBlob| ListedBlob { id: blob.id.clone(), created: blob.created, expires: blob.expires };
         (page.into_iter().map(listed).collect(), next)
     }
 
     /// The stream a blob belongs to, and the blob.
-    pub fn blob(&mut self, content_id: &str) -> Option<(&StreamId, &mut Blob)> {
+    pub fn blob(&mut self, content_id: &str) -> Option<(&StreamId, &mut SimBlob)> {
         let (key, (stream, created)) = self.names.get_key_value(content_id)?;
         let blob = self.streams.get_mut(stream)?.blobs.get_mut(&(*created, key.clone()))?;
         Some((stream, blob))
@@ -317,7 +317,7 @@ impl State {
         for entry in &self.ledger.entries {
             entry.id.iter().for_each(|id| *uses.entry(id.clone()).or_default() += 1);
         }
-        let is_free = |entry: &Entry| {
+        let is_free = |entry: &LedgerEvent| {
             entry.tenant == *tenant
                 && entry.kept_from.is_none()
                 && entry.id.as_ref().is_some_and(|id| uses.get(id) == Some(&1))
@@ -352,7 +352,7 @@ impl State {
         for name in names.collect::<HashSet<_>>() {
             let Some((stream, created)) = self.names.get(&name) else { continue };
             let blob = self.streams.get_mut(stream).and_then(|stream| stream.blobs.get_mut(&(*created, name)));
-            if let Some(Blob { body: BlobBody::Events(events), .. }) = blob {
+            if let Some(SimBlob { body: SimBlobBody::Events(events), .. }) = blob {
                 *events = events.iter().filter(|raw| !is_gone(raw)).cloned().collect();
             }
         }
@@ -361,7 +361,7 @@ impl State {
     /// The results of a tenant's audit search at `now`: every event that happened, independent of the feed.
     pub fn search(&self, tenant: &TenantId, spec: &ExportSpec, now: Timestamp) -> Vec<SearchRow> {
         let created = |name: &Arc<str>| self.names.get(name).map(|(_, created)| *created);
-        let row = |entry: &Entry| {
+        let row = |entry: &LedgerEvent| {
             let created = entry.content_ids.iter().filter_map(created).min()?;
             let told = EventFields::parse(&entry.raw).and_then(|fields| parse_event_time(&fields.creation_time));
             let time = told.unwrap_or(created);
@@ -387,7 +387,7 @@ impl State {
         };
         let mut created = Vec::with_capacity(self.ledger.entries.len());
         let events = self.ledger.entries.iter().map(|entry| {
-            let blobs: Vec<(&Blob, bool)> = entry.content_ids.iter().filter_map(|id| view(id)).collect();
+            let blobs: Vec<(&SimBlob, bool)> = entry.content_ids.iter().filter_map(|id| view(id)).collect();
             created.push(blobs.iter().map(|(blob, _)| blob.created).collect());
             let expired = blobs.iter().all(|(blob, _)| blob.expires <= now && blob.reads == 0);
             TruthEvent {
@@ -408,7 +408,7 @@ impl State {
         let mut huge: Vec<TruthHuge> = Vec::new();
         for (stream, held) in &self.streams {
             for blob in held.blobs.values() {
-                if let BlobBody::Huge { body, count } = &blob.body {
+                if let SimBlobBody::Huge { body, count } = &blob.body {
                     huge.push(TruthHuge {
                         tenant: stream.tenant.clone(),
                         content_type: stream.content_type,
@@ -472,7 +472,7 @@ impl QuotaPool {
 }
 
 impl ListingOrder {
-    fn rank(self, blob: &Blob, seed: u64) -> u64 {
+    fn rank(self, blob: &SimBlob, seed: u64) -> u64 {
         match self {
             Self::Created => u64::try_from(blob.created.as_millisecond()).unwrap_or(0),
             Self::Shuffled => {

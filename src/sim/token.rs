@@ -11,8 +11,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
 use super::SimConfig;
-use super::assertion::{self, Seen};
-use super::call::{Call, Reply};
+use super::assertion::{self, SeenAssertions};
+use super::call::{Reply, SimCall};
 use crate::model::{TenantId, Timestamp, is_guid};
 
 /// Audiences the feed's hosts accept: Microsoft's five clouds.
@@ -136,7 +136,7 @@ pub(super) struct IssuedToken {
 #[derive(Default)]
 pub(super) struct Tokens {
     issued: HashMap<String, IssuedToken>,
-    assertions: Seen,
+    assertions: SeenAssertions,
     serial: u64,
 }
 
@@ -194,7 +194,7 @@ impl Tokens {
 }
 
 /// The resource of the token that a call sends or requests: any token of this simulator contains it, valid or not.
-pub(super) fn resource_of(call: &Call) -> Option<String> {
+pub(super) fn resource_of(call: &SimCall) -> Option<String> {
     if let Some(bearer) = &call.bearer {
         let payload = URL_SAFE_NO_PAD.decode(bearer.split('.').nth(1)?).ok()?;
         return Some(serde_json::from_slice::<serde_json::Value>(&payload).ok()?["aud"].as_str()?.to_owned());
@@ -205,7 +205,7 @@ pub(super) fn resource_of(call: &Call) -> Option<String> {
 }
 
 /// Answers a token request that came to `own_url`.
-pub(super) fn answer(tokens: &mut Tokens, config: &SimConfig, own_url: &str, call: &Call, now: Timestamp) -> Reply {
+pub(super) fn answer(tokens: &mut Tokens, config: &SimConfig, own_url: &str, call: &SimCall, now: Timestamp) -> Reply {
     match grant(&mut tokens.assertions, config, own_url, call, now) {
         Err(code) => refuse(code, config, &call.tenant_text, now),
         Ok((tenant, audience, proof)) => {
@@ -248,10 +248,10 @@ pub(super) fn refuse(code: u32, config: &SimConfig, tenant: &str, now: Timestamp
 
 /// Checks a request in the order the platform does: tenant, application, grant, credential, resource.
 fn grant(
-    seen: &mut Seen,
+    seen: &mut SeenAssertions,
     config: &SimConfig,
     own_url: &str,
-    call: &Call,
+    call: &SimCall,
     now: Timestamp,
 ) -> Result<(TenantId, String, &'static str), u32> {
     let tenant_text = call.tenant_text.as_str();

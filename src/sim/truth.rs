@@ -309,7 +309,7 @@ impl Truth {
 }
 
 /// An event in the ledger.
-pub(super) struct Entry {
+pub(super) struct LedgerEvent {
     pub id: Option<Arc<str>>,
     pub tenant: TenantId,
     pub content_type: ContentType,
@@ -331,8 +331,8 @@ pub enum Side {
 
 /// The ledger as it grows.
 #[derive(Default)]
-pub(super) struct Ledger {
-    pub entries: Vec<Entry>,
+pub(super) struct TruthLedger {
+    pub entries: Vec<LedgerEvent>,
     pub fingerprints: HashMap<Digest, Vec<usize>>,
     pub irregularities: BTreeMap<Irregularity, u64>,
     pub made: BTreeMap<&'static str, u64>,
@@ -340,7 +340,7 @@ pub(super) struct Ledger {
     identities: HashMap<Digest, usize>,
 }
 
-impl Ledger {
+impl TruthLedger {
     /// Records one appearance of an event; `true` when it is the first.
     pub fn publish(
         &mut self,
@@ -360,7 +360,7 @@ impl Ledger {
         let (index, first) = match self.identities.get(&identity) {
             Some(&index) => (index, false),
             None => {
-                self.entries.push(Entry {
+                self.entries.push(LedgerEvent {
                     id,
                     tenant: tenant.clone(),
                     content_type,
@@ -405,8 +405,8 @@ impl EventFields {
         struct Fields(EventFields);
         impl<'de> Deserialize<'de> for Fields {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Members;
-                impl<'de> Visitor<'de> for Members {
+                struct EventMembers;
+                impl<'de> Visitor<'de> for EventMembers {
                     type Value = Fields;
                     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                         f.write_str("an object")
@@ -435,7 +435,7 @@ impl EventFields {
                         Ok(Fields(fields))
                     }
                 }
-                deserializer.deserialize_map(Members)
+                deserializer.deserialize_map(EventMembers)
             }
         }
         serde_json::from_slice::<Fields>(raw).ok().map(|fields| fields.0)

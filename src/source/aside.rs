@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::deliver::Courier;
-use super::health::Board;
+use super::deliver::Deliverer;
+use super::health::HealthReporter;
 use crate::backoff::Backoff;
 use crate::checkpoint::format::{self, AsideKind, AsideRecord, Keys};
 use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings};
@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::host::{Batch, BatchBuilder, Delivery, Host, Noted, StateError, StateStore};
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::normalise::CanonicalKey;
-use crate::receipts::{Class, Receipt, Receipts};
+use crate::receipts::{Class, OpenReceipts, Receipt};
 use crate::severity::Severity;
 
 /// At a start, offering ends after this many rejections in a row: the operator has not applied the remedy yet.
@@ -47,20 +47,20 @@ pub struct StillAside {
 }
 
 /// Asks a running source to offer the records it has set aside; the source answers when it has offered all of them.
-pub type Ask = oneshot::Sender<Result<Retried, StateError>>;
+pub type RetryRequest = oneshot::Sender<Result<Retried, StateError>>;
 
 /// Both ends of the channel on which a source is asked.
-pub fn asking() -> (mpsc::Sender<Ask>, mpsc::Receiver<Ask>) {
+pub fn asking() -> (mpsc::Sender<RetryRequest>, mpsc::Receiver<RetryRequest>) {
     mpsc::channel(1)
 }
 
 /// The records that a tenant has set aside. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct SetAside {
+pub(super) struct AsideRecords {
     source: Arc<str>,
     tenant: TenantId,
     content_types: Arc<[ContentType]>,
-    courier: Courier,
+    deliverer: Deliverer,
     ledger: LedgerHandle,
     store: Arc<dyn StateStore>,
     stop: CancellationToken,
@@ -68,17 +68,17 @@ pub(super) struct SetAside {
     turn: Arc<Mutex<()>>,
 }
 
-impl SetAside {
+impl AsideRecords {
     pub(super) fn new(
         of: (Arc<str>, TenantId, Vec<ContentType>),
-        courier: Courier,
+        deliverer: Deliverer,
         ledger: LedgerHandle,
         store: Arc<dyn StateStore>,
         stop: CancellationToken,
     ) -> Self {
         let (source, tenant, content_types) = of;
         let turn = Arc::default();
-        Self { source, tenant, content_types: content_types.into(), courier, ledger, store, stop, turn }
+        Self { source, tenant, content_types: content_types.into(), deliverer, ledger, store, stop, turn }
     }
 
     /// Offers them as a source starts, and retries as long as the host refuses.
@@ -90,7 +90,7 @@ impl SetAside {
             while rejections < REJECTIONS_AT_START_MAX
                 && let Some(record) = self.load(content_type, hash).await?
             {
-                match self.courier.try_once(self.batch(content_type, &record), &self.stop).await {
+                match self.deliverer.try_once(self.batch(content_type, &record), &self.stop).await {
                     Delivery::Delivered => {
                         self.taken(content_type, hash, record.event).await?;
                         rejections = 0;
@@ -98,7 +98,7 @@ impl SetAside {
                     Delivery::Rejected(_) | Delivery::DeliveredExcept(_) => rejections += 1,
                     Delivery::Refused(_) => {
                         refusals += 1;
-                        if self.courier.pause(RETRY.after(refusals), &self.stop).await.is_err() {
+                        if self.deliverer.pause(RETRY.after(refusals), &self.stop).await.is_err() {
                             return Ok(());
                         }
                         continue;
@@ -119,7 +119,7 @@ impl SetAside {
             let Some(record) = self.load(content_type, hash).await? else { continue };
             let why = match &refused {
                 Some(why) => String::clone(why),
-                None => match self.courier.try_once(self.batch(content_type, &record), &self.stop).await {
+                None => match self.deliverer.try_once(self.batch(content_type, &record), &self.stop).await {
                     Delivery::Delivered => {
                         self.taken(content_type, hash, record.event).await?;
                         retried.delivered += 1;
@@ -140,7 +140,7 @@ impl SetAside {
     }
 
     /// Answers requests until every sender is dropped; never returns.
-    pub(super) async fn serve(&self, asked: Option<mpsc::Receiver<Ask>>) {
+    pub(super) async fn serve(&self, asked: Option<mpsc::Receiver<RetryRequest>>) {
         if let Some(mut asked) = asked {
             while let Some(answer) = asked.recv().await {
                 // Boxed: every tenant holds this future, and hardly any tenant is ever asked.
@@ -171,7 +171,7 @@ impl SetAside {
         hash: u128,
         event: Option<CanonicalKey>,
     ) -> Result<(), StateError> {
-        let mut receipts = Receipts::default();
+        let mut receipts = OpenReceipts::default();
         if event.is_some() {
             receipts.add(Receipt { content_type, key: event, class: Class::Delivered });
         }
@@ -204,10 +204,10 @@ pub async fn retry_alone(
 ) -> Result<Retried, StateError> {
     let opened = Ledger::open(host.state(), clock.clone(), settings, Box::new(|_| {})).await?;
     let writer = tokio::spawn(opened.ledger.run());
-    let board = Board::new(source.clone(), settings.tenant.clone(), host.clone(), clock.clone());
-    let courier = Courier::new(host.clone(), clock.clone(), board);
+    let reporter = HealthReporter::new(source.clone(), settings.tenant.clone(), host.clone(), clock.clone());
+    let deliverer = Deliverer::new(host.clone(), clock.clone(), reporter);
     let of = (source, settings.tenant.clone(), settings.content_types.clone());
-    let retried = SetAside::new(of, courier, opened.handle, host.state(), CancellationToken::new()).offer().await;
+    let retried = AsideRecords::new(of, deliverer, opened.handle, host.state(), CancellationToken::new()).offer().await;
     // Every handle is gone: the writer ends when it has written what it was given.
     writer.await.unwrap_or_else(|error| Err(StateError::Unavailable(error.to_string())))?;
     retried

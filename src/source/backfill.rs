@@ -18,12 +18,15 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::backfill_requests::Backfilling;
+pub use super::backfill_requests::{
+    BackfillAsk, BackfillError, BackfillNumbers, BackfillProgress, BackfillQueue, BackfillRequest, BackfillResult,
+    BackfillSender, request_queue,
+};
 use super::context::FetchContext;
-use super::desk::Backfilling;
-pub use super::desk::{Ask, Asked, BackfillError, Counter, Desk, Ended, Progress, Snapshot, desk};
 use super::error::SourceError;
-use super::health::Board;
-use super::job::{Job, Outcome, Patience};
+use super::health::HealthReporter;
+use super::job::{FetchOutcome, Job, Patience};
 use super::listing::NULL_LISTINGS_MAX;
 use super::opening::open_ledger;
 use super::parts::TenantParts;
@@ -33,7 +36,7 @@ use crate::api::{Action, ApiError, ContentPage, PageLink};
 use crate::backoff::Backoff;
 use crate::checkpoint::format::{self, FORMAT, Keys, StoredBackfill};
 use crate::checkpoint::key::Key;
-use crate::checkpoint::ledger::{Change, Opened};
+use crate::checkpoint::ledger::{Change, OpenedLedger};
 use crate::checkpoint::server_clock::ServerClock;
 use crate::host::StateError;
 use crate::model::{Actionable, BlobRef, ContentType, Timestamp, Window};
@@ -63,7 +66,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 const STOP_GRACE: Duration = Duration::from_secs(8);
 /// How many reasons are kept for work that was left.
 const REASONS_MAX: usize = 20;
-impl From<StateError> for Stop {
+impl From<StateError> for BackfillStop {
     fn from(error: StateError) -> Self {
         Self::State(error)
     }
@@ -71,7 +74,7 @@ impl From<StateError> for Stop {
 
 /// The parts of one tenant that a back-fill reads with.
 #[derive(Clone)]
-pub struct Reader {
+pub struct BackfillReader {
     context: FetchContext,
     content_types: Vec<ContentType>,
     server: ServerTime,
@@ -79,7 +82,7 @@ pub struct Reader {
     max_requests_per_minute: u32,
 }
 
-impl Reader {
+impl BackfillReader {
     /// A reader on at most half the quota.
     pub fn new(parts: &TenantParts, context: &FetchContext, subscriptions: Subscriptions) -> Self {
         let max = parts.max_requests_per_minute;
@@ -108,9 +111,9 @@ impl Reader {
     }
 
     /// Stores the range that is to be read.
-    async fn begin(&self, ask: Ask) -> Result<StoredBackfill, BackfillError> {
+    async fn begin(&self, ask: BackfillAsk) -> Result<StoredBackfill, BackfillError> {
         let unfinished = self.unfinished().await?;
-        let Ask::Range { from, to, content_types, again } = ask else {
+        let BackfillAsk::Range { from, to, content_types, again } = ask else {
             return unfinished.ok_or(BackfillError::Nothing);
         };
         let types = self.chosen(&content_types)?;
@@ -142,24 +145,24 @@ impl Reader {
         names.iter().map(|name| known(name).ok_or_else(|| BackfillError::TypeNotRead(name.clone()))).collect()
     }
 
-    async fn run(&self, asked: Asked) {
+    async fn run(&self, asked: BackfillRequest) {
         self.run_with(asked, Vec::new()).await;
     }
 
-    /// As [`Reader::run`], when the caller already knows that the subscriptions to `off` are off.
-    async fn run_with(&self, asked: Asked, off: Vec<ContentType>) {
-        let Asked { ask, begun, stop, answer } = asked;
+    /// As [`BackfillReader::run`], when the caller already knows that the subscriptions to `off` are off.
+    async fn run_with(&self, asked: BackfillRequest, off: Vec<ContentType>) {
+        let BackfillRequest { ask, begun, stop, answer } = asked;
         let result = async {
-            if ask == Ask::Discard {
+            if ask == BackfillAsk::Discard {
                 self.unfinished().await?.ok_or(BackfillError::Nothing)?;
                 let state = |source| SourceError::State { tenant: self.context.tenant.clone(), source };
                 self.save(None).await.map_err(state)?;
-                return Ok(Ended::default());
+                return Ok(BackfillResult::default());
             }
             let stored = self.begin(ask).await?;
-            let progress = Arc::new(Progress::default());
+            let progress = Arc::new(BackfillProgress::default());
             let _ = begun.send(progress.clone());
-            Work::new(self, stored, progress).run(off, &stop).await
+            BackfillWork::new(self, stored, progress).run(off, &stop).await
         }
         .await;
         if let Ok(ended) = &result {
@@ -191,8 +194,8 @@ fn range(from: Timestamp, to: Option<Timestamp>, now: Timestamp) -> Result<(Time
 }
 
 /// Answers requests one after another for as long as it is polled; never ends.
-pub async fn serve(desk: Option<Desk>, reader: Box<Reader>) {
-    let Some(mut asks) = desk.map(Desk::into_asked) else { return std::future::pending().await };
+pub async fn serve(request_queue: Option<BackfillQueue>, reader: Box<BackfillReader>) {
+    let Some(mut asks) = request_queue.map(BackfillQueue::into_asked) else { return std::future::pending().await };
     while let Some(asked) = asks.recv().await {
         // Boxed: every tenant has a queue, and hardly ever a request.
         let mut work = Box::pin(reader.run(*asked));
@@ -212,20 +215,21 @@ pub async fn serve(desk: Option<Desk>, reader: Box<Reader>) {
 ///
 /// # Errors
 /// As for a running source, and when the state cannot be opened or Microsoft cannot be reached.
-pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillError> {
-    let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
+pub async fn alone(parts: TenantParts, asked: BackfillRequest) -> Result<BackfillResult, BackfillError> {
+    let reporter =
+        HealthReporter::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
     // As in a single pass, an error is reported at once instead of retried for ever.
     let parts = TenantParts { once: true, ..parts };
-    let Some(opened) = open_ledger(&parts, &board, &asked.stop).await? else {
+    let Some(opened) = open_ledger(&parts, &reporter, &asked.stop).await? else {
         return Err(BackfillError::SourceEnded);
     };
-    let (Opened { ledger, handle, tenant, events, healed, .. }, hold) = *opened;
+    let (OpenedLedger { ledger, handle, tenant, events, healed, .. }, hold) = *opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let writer = tokio::spawn(ledger.run());
     let (answer, mut answered) = oneshot::channel();
     {
         let mut off = Vec::new();
-        if asked.ask != Ask::Discard {
+        if asked.ask != BackfillAsk::Discard {
             // This call signs in, yields Microsoft's time, and shows which subscriptions were never started.
             let listed = parts.api.list_subscriptions().await;
             let listed = listed.map_err(|error| SourceError::Api { source: Box::new(error) })?;
@@ -236,10 +240,10 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillEr
         }
         let (api, server, clock) = (parts.api.clone(), parts.server.clone(), parts.clock.clone());
         let subscriptions = Subscriptions::new(api, server, clock, handle.clone(), tenant);
-        let context = FetchContext::new(&parts, &board, handle, (events, healed), hold, &CancellationToken::new());
-        let reader = Reader::new(&parts, &context, subscriptions);
+        let context = FetchContext::new(&parts, &reporter, handle, (events, healed), hold, &CancellationToken::new());
+        let reader = BackfillReader::new(&parts, &context, subscriptions);
         drop(context);
-        reader.run_with(Asked { answer, ..asked }, off).await;
+        reader.run_with(BackfillRequest { answer, ..asked }, off).await;
     }
     // Every handle is gone: the writer ends when it has written what it was given.
     match writer.await {
@@ -251,13 +255,13 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillEr
 }
 
 /// Why the work stops early.
-enum Stop {
+enum BackfillStop {
     Asked,
     State(StateError),
 }
 
 /// A window that is being read.
-struct Step {
+struct WindowStep {
     content_type: ContentType,
     window: Window,
     /// Its blobs that are not settled.
@@ -270,24 +274,24 @@ struct Step {
 
 struct Settled {
     step: u64,
-    result: Result<(), Failed>,
+    result: Result<(), SettleFailure>,
 }
 
 /// Why a blob is not settled.
-pub(super) enum Failed {
+pub(super) enum SettleFailure {
     Stopped,
     State(StateError),
     Left(String),
 }
 
-struct Work<'a> {
-    reader: &'a Reader,
+struct BackfillWork<'a> {
+    reader: &'a BackfillReader,
     context: FetchContext,
     stop: CancellationToken,
     stored: StoredBackfill,
-    progress: Arc<Progress>,
+    progress: Arc<BackfillProgress>,
     queue: VecDeque<(ContentType, Window)>,
-    steps: HashMap<u64, Step>,
+    steps: HashMap<u64, WindowStep>,
     next_step: u64,
     /// Windows still to be read, by content type.
     remaining: BTreeMap<ContentType, Vec<Window>>,
@@ -304,8 +308,8 @@ struct Work<'a> {
     listed_some: HashSet<ContentType>,
 }
 
-impl<'a> Work<'a> {
-    fn new(reader: &'a Reader, stored: StoredBackfill, progress: Arc<Progress>) -> Self {
+impl<'a> BackfillWork<'a> {
+    fn new(reader: &'a BackfillReader, stored: StoredBackfill, progress: Arc<BackfillProgress>) -> Self {
         let again: Option<Arc<str>> = stored.again.then(|| stored.salt.as_str().into());
         // Stopped with the source, or by the requester.
         let token = reader.context.stop.child_token();
@@ -360,16 +364,16 @@ impl<'a> Work<'a> {
         }
     }
 
-    async fn run(mut self, off: Vec<ContentType>, asked: &CancellationToken) -> Result<Ended, BackfillError> {
+    async fn run(mut self, off: Vec<ContentType>, asked: &CancellationToken) -> Result<BackfillResult, BackfillError> {
         let worked = tokio::select! {
             worked = self.work(off) => worked,
-            () = asked.cancelled() => Err(Stop::Asked),
+            () = asked.cancelled() => Err(BackfillStop::Asked),
         };
         self.stop.cancel();
         let interrupted = match worked {
             Ok(()) => false,
-            Err(Stop::Asked) => true,
-            Err(Stop::State(error)) => return Err(self.state(error)),
+            Err(BackfillStop::Asked) => true,
+            Err(BackfillStop::State(error)) => return Err(self.state(error)),
         };
         // Fetches in progress end by themselves, settled or stopped, unless the host does not answer.
         let grace = self.context.clock.sleep(STOP_GRACE);
@@ -378,7 +382,7 @@ impl<'a> Work<'a> {
             tokio::select! {
                 done = self.tasks.join_next() => match done {
                     None => break,
-                    Some(Ok(done)) => if let Err(Stop::State(error)) = self.on_settled(done) {
+                    Some(Ok(done)) => if let Err(BackfillStop::State(error)) = self.on_settled(done) {
                         return Err(self.state(error));
                     },
                     Some(Err(_)) => {}
@@ -391,7 +395,7 @@ impl<'a> Work<'a> {
         self.reader.save(position).await.map_err(|error| self.state(error))?;
         self.note_requests();
         let started = self.note_started();
-        Ok(Ended {
+        Ok(BackfillResult {
             progress: self.progress.snapshot(),
             interrupted: interrupted && !done,
             left: self.left,
@@ -421,7 +425,7 @@ impl<'a> Work<'a> {
         SourceError::State { tenant: self.context.tenant.clone(), source }.into()
     }
 
-    async fn work(&mut self, off: Vec<ContentType>) -> Result<(), Stop> {
+    async fn work(&mut self, off: Vec<ContentType>) -> Result<(), BackfillStop> {
         for content_type in off {
             if self.remaining.contains_key(&content_type)
                 && let Err(why) = self.start(content_type).await
@@ -444,11 +448,11 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    async fn list(&mut self, content_type: ContentType, whole: Window) -> Result<(), Stop> {
+    async fn list(&mut self, content_type: ContentType, whole: Window) -> Result<(), BackfillStop> {
         let id = self.next_step;
         self.next_step += 1;
-        self.steps.insert(id, Step { content_type, window: whole, open: 0, listed: false, failed: false });
-        let mut reading = Reading::of(id, content_type, whole);
+        self.steps.insert(id, WindowStep { content_type, window: whole, open: 0, listed: false, failed: false });
+        let mut reading = ListingCursor::of(id, content_type, whole);
         // Within the margin the server decides; past it a request is pointless.
         let oldest = self.reader.server.for_requests() - (plan::LISTABLE_SPAN - CLOSE_MARGIN);
         if self.clip(content_type, &mut reading.window, oldest) {
@@ -459,7 +463,7 @@ impl<'a> Work<'a> {
             self.room().await?;
             let listed = tokio::select! {
                 listed = self.context.api.list_content(content_type, reading.window, reading.page.as_ref()) => listed,
-                () = self.stop.cancelled() => return Err(Stop::Asked),
+                () = self.stop.cancelled() => return Err(BackfillStop::Asked),
             };
             self.note_requests();
             let read = match listed {
@@ -467,13 +471,13 @@ impl<'a> Work<'a> {
                 Err(error) => self.page_refused(&mut reading, &error).await?,
             };
             let why = match read {
-                Read::Further => continue,
-                Read::Whole => {
+                ListingStep::Further => continue,
+                ListingStep::Whole => {
                     self.listed(id);
                     return Ok(());
                 }
-                Read::Ended => return Ok(()),
-                Read::Failed(why) => why,
+                ListingStep::Ended => return Ok(()),
+                ListingStep::Failed(why) => why,
             };
             reading.failures += 1;
             if reading.failures >= ATTEMPTS_MAX {
@@ -487,13 +491,17 @@ impl<'a> Work<'a> {
         }
     }
 
-    async fn page_read(&mut self, reading: &mut Reading, listed: ContentPage) -> Result<Read, Stop> {
+    async fn page_read(
+        &mut self,
+        reading: &mut ListingCursor,
+        listed: ContentPage,
+    ) -> Result<ListingStep, BackfillStop> {
         let content_type = reading.content_type;
         if listed.null && reading.nulls < NULL_LISTINGS_MAX {
             reading.nulls += 1;
             self.context.count_empty(content_type, "list_content");
             self.pause(RETRY.after(reading.nulls)).await?;
-            return Ok(Read::Further);
+            return Ok(ListingStep::Further);
         }
         if !listed.blobs.is_empty() {
             self.listed_some.insert(content_type);
@@ -503,12 +511,12 @@ impl<'a> Work<'a> {
         }
         reading.pages += 1;
         Ok(match listed.next {
-            None if listed.skipped.is_empty() => Read::Whole,
-            None => Read::Failed("the listing holds an item that cannot be read".to_owned()),
+            None if listed.skipped.is_empty() => ListingStep::Whole,
+            None => ListingStep::Failed("the listing holds an item that cannot be read".to_owned()),
             Some(next) if reading.pages < PAGES_MAX && reading.visited.insert(next.as_str().to_owned()) => {
                 reading.page = Some(next);
                 reading.failures = 0;
-                Read::Further
+                ListingStep::Further
             }
             Some(_) if reading.pages >= PAGES_MAX && plan::halves(reading.window).is_some() => {
                 // Too many pages for one listing: in halves, as windows of their own.
@@ -520,35 +528,39 @@ impl<'a> Work<'a> {
                 }
                 remaining.retain(|known| *known != whole);
                 self.steps.remove(&reading.id);
-                Read::Ended
+                ListingStep::Ended
             }
-            Some(_) => Read::Failed("the listing's next page is one it has shown already".to_owned()),
+            Some(_) => ListingStep::Failed("the listing's next page is one it has shown already".to_owned()),
         })
     }
 
-    async fn page_refused(&mut self, reading: &mut Reading, error: &ApiError) -> Result<Read, Stop> {
+    async fn page_refused(
+        &mut self,
+        reading: &mut ListingCursor,
+        error: &ApiError,
+    ) -> Result<ListingStep, BackfillStop> {
         let content_type = reading.content_type;
         let why_closed = if matches!(error.action(), Action::StartSubscription) {
             match self.start(content_type).await {
-                Ok(()) => return Ok(Read::Failed(error.to_string())),
+                Ok(()) => return Ok(ListingStep::Failed(error.to_string())),
                 Err(why) => why,
             }
         } else {
             match self.refused(content_type, &mut reading.window, error) {
-                Refused::Again => return Ok(Read::Failed(error.to_string())),
+                Refused::Again => return Ok(ListingStep::Failed(error.to_string())),
                 Refused::Wait => {
                     reading.throttled += 1;
                     let pause = RETRY.after(reading.throttled);
                     self.pause(pause.max(error.not_before().unwrap_or_default())).await?;
-                    return Ok(Read::Further);
+                    return Ok(ListingStep::Further);
                 }
-                Refused::Gone => return Ok(Read::Whole),
+                Refused::Gone => return Ok(ListingStep::Whole),
                 Refused::Closed => format!("{}: {error} (hint: {})", error.slug(), error.hint()),
             }
         };
         self.give_up(reading.id, why_closed);
         self.closed.insert(content_type);
-        Ok(Read::Ended)
+        Ok(ListingStep::Ended)
     }
 
     /// Starts a subscription that is off. `Ok`: it may be on now; the next listing shows whether it is.
@@ -602,7 +614,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    async fn fetch(&mut self, step: u64, blob: BlobRef) -> Result<(), Stop> {
+    async fn fetch(&mut self, step: u64, blob: BlobRef) -> Result<(), BackfillStop> {
         self.room().await?;
         self.progress.found.fetch_add(1, Ordering::Relaxed);
         if let Some(step) = self.steps.get_mut(&step) {
@@ -614,17 +626,17 @@ impl<'a> Work<'a> {
     }
 
     /// Waits until another blob may be fetched.
-    async fn room(&mut self) -> Result<(), Stop> {
+    async fn room(&mut self) -> Result<(), BackfillStop> {
         while self.tasks.len() >= BLOBS_AT_ONCE {
             self.one_settled().await?;
         }
-        if self.stop.is_cancelled() { Err(Stop::Asked) } else { Ok(()) }
+        if self.stop.is_cancelled() { Err(BackfillStop::Asked) } else { Ok(()) }
     }
 
-    async fn one_settled(&mut self) -> Result<(), Stop> {
+    async fn one_settled(&mut self) -> Result<(), BackfillStop> {
         let done = tokio::select! {
             done = self.tasks.join_next() => done,
-            () = self.stop.cancelled() => return Err(Stop::Asked),
+            () = self.stop.cancelled() => return Err(BackfillStop::Asked),
         };
         match done {
             Some(Ok(done)) => self.on_settled(done),
@@ -637,16 +649,16 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn on_settled(&mut self, done: Settled) -> Result<(), Stop> {
+    fn on_settled(&mut self, done: Settled) -> Result<(), BackfillStop> {
         self.note_requests();
         let failed = match done.result {
             Ok(()) => {
                 self.progress.blobs.fetch_add(1, Ordering::Relaxed);
                 None
             }
-            Err(Failed::State(error)) => return Err(Stop::State(error)),
-            Err(Failed::Stopped) => Some(None),
-            Err(Failed::Left(why)) => Some(Some(why)),
+            Err(SettleFailure::State(error)) => return Err(BackfillStop::State(error)),
+            Err(SettleFailure::Stopped) => Some(None),
+            Err(SettleFailure::Left(why)) => Some(Some(why)),
         };
         if let Some(step) = self.steps.get_mut(&done.step) {
             step.open = step.open.saturating_sub(1);
@@ -694,14 +706,14 @@ impl<'a> Work<'a> {
         self.progress.requests.store(self.context.api.sent_within_share(), Ordering::Relaxed);
     }
 
-    async fn pause(&mut self, pause: Duration) -> Result<(), Stop> {
+    async fn pause(&mut self, pause: Duration) -> Result<(), BackfillStop> {
         tokio::select! {
             () = self.context.clock.sleep(pause) => Ok(()),
-            () = self.stop.cancelled() => Err(Stop::Asked),
+            () = self.stop.cancelled() => Err(BackfillStop::Asked),
         }
     }
 
-    async fn save_if_due(&mut self) -> Result<(), Stop> {
+    async fn save_if_due(&mut self) -> Result<(), BackfillStop> {
         let now = self.context.clock.monotonic();
         if self.dirty && now >= self.saved_at + SAVE_EVERY {
             self.dirty = false;
@@ -723,7 +735,7 @@ impl<'a> Work<'a> {
 }
 
 /// How far the listing of a step has come.
-struct Reading {
+struct ListingCursor {
     id: u64,
     content_type: ContentType,
     /// The window as it is in the queue.
@@ -740,7 +752,7 @@ struct Reading {
     nulls: u32,
 }
 
-impl Reading {
+impl ListingCursor {
     fn of(id: u64, content_type: ContentType, whole: Window) -> Self {
         Self {
             id,
@@ -758,7 +770,7 @@ impl Reading {
 }
 
 /// The next state of a listing after an answer.
-enum Read {
+enum ListingStep {
     /// It continues, with its next page or the same one.
     Further,
     /// Every page was read, or the rest has expired.
@@ -794,33 +806,36 @@ fn joined(windows: &[Window]) -> Vec<(Timestamp, Timestamp)> {
 }
 
 /// One blob, tried until it is settled or left.
-pub(super) async fn settle(context: FetchContext, blob: BlobRef) -> Result<(), Failed> {
+pub(super) async fn settle(context: FetchContext, blob: BlobRef) -> Result<(), SettleFailure> {
     let key = Key::of_blob(&blob.id, blob.created);
     let mut job = Job::new(blob, key, false, Patience::Short);
     loop {
         let pause = match context.settle(job.clone(), Box::new(|_| ())).await {
-            Outcome::Settled => return Ok(()),
-            Outcome::Stopped => return Err(Failed::Stopped),
-            Outcome::State(error) => return Err(Failed::State(error)),
-            Outcome::Superseded => Duration::from_millis(10),
-            Outcome::Empty { .. } => {
+            FetchOutcome::Settled => return Ok(()),
+            FetchOutcome::Stopped => return Err(SettleFailure::Stopped),
+            FetchOutcome::State(error) => return Err(SettleFailure::State(error)),
+            FetchOutcome::Superseded => Duration::from_millis(10),
+            FetchOutcome::Empty { .. } => {
                 context.count_empty(job.blob.content_type, "fetch_blob");
                 job.note_empty()
             }
-            Outcome::Failed { error: Some(error), .. } if matches!(error.action(), Action::Throttled { .. }) => {
+            FetchOutcome::Failed { error: Some(error), .. } if matches!(error.action(), Action::Throttled { .. }) => {
                 job.note_throttled(&error)
             }
-            Outcome::Failed { why, damaged, .. } => {
+            FetchOutcome::Failed { why, damaged, .. } => {
                 job.note_failure(damaged);
                 if job.failures >= ATTEMPTS_MAX {
-                    return Err(Failed::Left(format!("blob `{}` of `{}`: {why}", job.blob.id, job.blob.content_type)));
+                    return Err(SettleFailure::Left(format!(
+                        "blob `{}` of `{}`: {why}",
+                        job.blob.id, job.blob.content_type
+                    )));
                 }
                 RETRY.after(job.failures)
             }
         };
         tokio::select! {
             () = context.clock.sleep(pause) => {}
-            () = context.stop.cancelled() => return Err(Failed::Stopped),
+            () = context.stop.cancelled() => return Err(SettleFailure::Stopped),
         }
     }
 }

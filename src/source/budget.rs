@@ -48,7 +48,7 @@ pub struct Budget {
 
 /// A permit for a number of bytes, released when dropped.
 #[derive(Debug)]
-pub struct Room {
+pub struct BudgetPermit {
     own: OwnedSemaphorePermit,
     drawn: OwnedSemaphorePermit,
 }
@@ -65,7 +65,7 @@ impl Budget {
     }
 
     /// Waits until `bytes` fit; a record larger than the whole budget waits until it is alone.
-    pub(super) async fn take(&self, bytes: usize) -> Option<Room> {
+    pub(super) async fn take(&self, bytes: usize) -> Option<BudgetPermit> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.total);
         let own = self.bytes.clone().acquire_many_owned(bytes).await.ok()?;
         let pool = self.pool.bytes.clone().acquire_many_owned(bytes);
@@ -78,7 +78,7 @@ impl Budget {
                 pool = pool => pool,
             }
         };
-        Some(Room { own, drawn: drawn.ok()? })
+        Some(BudgetPermit { own, drawn: drawn.ok()? })
     }
 
     /// All bytes that may be in flight.
@@ -99,7 +99,7 @@ impl Budget {
     }
 }
 
-impl Room {
+impl BudgetPermit {
     /// The size of the permit.
     pub(super) fn bytes(&self) -> usize {
         self.own.num_permits()
@@ -121,11 +121,11 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    fn try_take(budget: &Budget, bytes: usize) -> Option<Room> {
+    fn try_take(budget: &Budget, bytes: usize) -> Option<BudgetPermit> {
         budget.take(bytes).now_or_never().flatten()
     }
 
-    fn fill(budget: &Budget, bytes: usize) -> Vec<Room> {
+    fn fill(budget: &Budget, bytes: usize) -> Vec<BudgetPermit> {
         std::iter::from_fn(|| try_take(budget, bytes)).collect()
     }
 
@@ -167,8 +167,8 @@ mod tests {
     fn sources_that_stand_still_take_the_pool_and_leave_each_other_its_share() {
         let pool = Pool::default();
         let stuck: Vec<Budget> = (0..8).map(|_| Budget::new(32 << 20, &pool)).collect();
-        let held: Vec<Vec<Room>> = stuck.iter().map(|budget| fill(budget, MIB / 4)).collect();
-        let bytes: usize = held.iter().flatten().map(Room::bytes).sum();
+        let held: Vec<Vec<BudgetPermit>> = stuck.iter().map(|budget| fill(budget, MIB / 4)).collect();
+        let bytes: usize = held.iter().flatten().map(BudgetPermit::bytes).sum();
         assert_eq!(bytes, POOL_BYTES as usize + 8 * MIB, "in all, whatever each may hold by itself");
 
         let other = Budget::new(32 << 20, &pool);
@@ -183,7 +183,7 @@ mod tests {
     fn who_waits_for_the_pool_goes_on_when_room_of_its_own_share_is_given_back() {
         let pool = Pool::default();
         let stuck: Vec<Budget> = (0..2).map(|_| Budget::new(u64::from(POOL_BYTES), &pool)).collect();
-        let _held: Vec<Vec<Room>> = stuck.iter().map(|budget| fill(budget, MIB)).collect();
+        let _held: Vec<Vec<BudgetPermit>> = stuck.iter().map(|budget| fill(budget, MIB)).collect();
         let other = Budget::new(32 << 20, &pool);
         let mut own = fill(&other, MIB / 4);
         assert_eq!(own.len(), 4);
@@ -200,7 +200,7 @@ mod tests {
         ) {
             let pool = Pool::default();
             let budgets: Vec<Budget> = (0..6).map(|_| Budget::new(64 << 20, &pool)).collect();
-            let mut held: Vec<Room> = Vec::new();
+            let mut held: Vec<BudgetPermit> = Vec::new();
             for (who, bytes, which, gives) in steps {
                 if gives && !held.is_empty() {
                     let at = which.index(held.len());
@@ -208,7 +208,7 @@ mod tests {
                 } else {
                     held.extend(try_take(&budgets[who], bytes));
                 }
-                let all: usize = held.iter().map(Room::bytes).sum();
+                let all: usize = held.iter().map(BudgetPermit::bytes).sum();
                 prop_assert!(all <= POOL_BYTES as usize + 6 * MIB);
                 prop_assert_eq!(all as u64, budgets.iter().map(Budget::used).sum::<u64>());
             }

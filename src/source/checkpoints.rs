@@ -41,7 +41,7 @@ pub(super) async fn send(context: FetchContext, to_send: Option<ToSend>) {
         let mut builder = BatchBuilder::default();
         builder.push_with(|out| Some(Noted::of_ours(context.normaliser.render_receipt(&notice, out))));
         let batch = builder.finish(RECEIPTS.into(), context.tenant.clone(), ContentType::General);
-        let Ok(aside) = context.courier.deliver(batch, &context.stop).await else { break };
+        let Ok(aside) = context.deliverer.deliver(batch, &context.stop).await else { break };
         if let Some(refused) = aside.into_iter().next() {
             // A checkpoint holds no customer data and the receipts contain it, so a rejected one is logged and not
             // stored a second time.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::backfill_requests::Backfilling;
 use super::budget::Budget;
-use super::deliver::{Aside, Courier, Stopped};
-use super::desk::Backfilling;
-use super::health::Board;
+use super::deliver::{Deliverer, RejectedRecord, Stopped};
+use super::health::HealthReporter;
 use super::hold::Hold;
 use super::parts::TenantParts;
 use super::slow_store::SlowStore;
@@ -52,7 +52,7 @@ pub struct FetchContext {
     /// For pages of keys that are not in memory.
     pub store: Arc<dyn StateStore>,
     /// Delivery.
-    pub courier: Courier,
+    pub deliverer: Deliverer,
     /// Bytes in flight.
     pub budget: Budget,
     /// Buffers that batches are written into.
@@ -73,7 +73,7 @@ impl FetchContext {
     /// The context of a tenant whose state is open.
     pub(super) fn new(
         parts: &TenantParts,
-        board: &Board,
+        reporter: &HealthReporter,
         ledger: LedgerHandle,
         (events, healed): (EventIndex, Healed),
         hold: Hold,
@@ -87,8 +87,8 @@ impl FetchContext {
             events,
             healed,
             ledger,
-            store: SlowStore::watching(parts.host.state(), parts.clock.clone(), board),
-            courier: Courier::new(parts.host.clone(), parts.clock.clone(), board.clone()),
+            store: SlowStore::watching(parts.host.state(), parts.clock.clone(), reporter),
+            deliverer: Deliverer::new(parts.host.clone(), parts.clock.clone(), reporter.clone()),
             budget: Budget::new(for_batches(parts.in_flight_bytes_max), &parts.pool),
             buffers: Buffers::default(),
             clock: parts.clock.clone(),
@@ -134,10 +134,10 @@ pub async fn deliver_notice(
         Some(Noted::of_ours((time, severity)))
     });
     let batch = builder.finish(context.source.clone(), context.tenant.clone(), content_type);
-    let aside = context.courier.deliver(batch, &context.stop).await.map_err(|Stopped| NotNoticed::Stopped)?;
+    let aside = context.deliverer.deliver(batch, &context.stop).await.map_err(|Stopped| NotNoticed::Stopped)?;
     if aside.is_empty() {
         return Ok(());
     }
-    let aside = aside.into_iter().map(Aside::stored).collect();
+    let aside = aside.into_iter().map(RejectedRecord::stored).collect();
     context.ledger.commit(Change { aside, ..Change::default() }).await.map_err(NotNoticed::State)
 }

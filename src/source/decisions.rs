@@ -4,8 +4,8 @@
 //! Synchronous: it awaits nothing, spawns nothing and needs no runtime. [`Decisions::apply`] takes what happened and
 //! ends by restoring what must always hold: as many downloads run as are allowed, changed positions are written when
 //! due, the hold knows how far matches are known and gets its turn when it has work, and in a single pass the next
-//! content type begins when those before it are done. It returns the work for that as an [`Action`]; the caller reports
-//! its outcome as a [`Done`].
+//! content type begins when those before it are done. It returns the work for that as an [`LoopAction`]; the caller reports
+//! its outcome as a [`ActionResult`].
 
 mod ready;
 
@@ -21,11 +21,11 @@ use super::context::NotNoticed;
 use super::downloads::{Download, Downloads};
 use super::error::SourceError;
 use super::gap::{Gap, GapReason, remembered};
-use super::health::{Board, Level, Place};
+use super::health::{Component, HealthReporter, Level};
 use super::hold::{self, Hold};
-use super::job::{Job, Outcome, Patience};
-use super::listing::Found;
-use super::reading::Reading;
+use super::job::{FetchOutcome, Job, Patience};
+use super::listing::ListerReport;
+use super::reading::TenantTurn;
 use super::report::{Left, LeftKind, ONCE_ATTEMPTS_MAX, Report};
 use super::server_time::ServerTime;
 use super::stream::{Stream, Unlistable, Unwritten};
@@ -73,7 +73,7 @@ const SKEW_TO_EXPIRE_MAX: SignedDuration = SignedDuration::from_hours(24);
 const FAILURE_LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// The inputs of a tenant's decisions, beside the events.
-pub(super) struct Terms {
+pub(super) struct DecisionInputs {
     /// The tenant.
     pub tenant: TenantId,
     /// One pass, then end.
@@ -89,17 +89,17 @@ pub(super) struct Terms {
     /// Microsoft's time.
     pub server: ServerTime,
     /// Receives health reports.
-    pub board: Board,
+    pub reporter: HealthReporter,
     /// The index of reads on hold.
     pub hold: Hold,
     /// Bytes in flight.
     pub budget: Budget,
     /// Whether it may read.
-    pub reading: Reading,
+    pub reading: TenantTurn,
 }
 
 /// The state that an earlier run left for the streams.
-pub(super) struct Remembered {
+pub(super) struct SavedStreams {
     /// Positions, of the streams that ever ran.
     pub positions: BTreeMap<ContentType, Position>,
     /// Settled blobs, per stream.
@@ -107,11 +107,11 @@ pub(super) struct Remembered {
 }
 
 /// An input of the decisions.
-pub(super) enum Event {
+pub(super) enum LoopEvent {
     /// A lister found something.
-    Found(Found),
+    Found(ListerReport),
     /// An action has ended.
-    Done(Done),
+    Done(ActionResult),
     /// A download has ended, or the hold may have work.
     Woken,
     /// The time that [`Decisions::next_due`] returned has come. Carries the requests a minute that Microsoft grants,
@@ -119,8 +119,8 @@ pub(super) enum Event {
     Due(Option<f64>),
 }
 
-/// Work that the caller is to begin. All but the first end in one [`Done`].
-pub(super) enum Action {
+/// Work that the caller is to begin. All but the first end in one [`ActionResult`].
+pub(super) enum LoopAction {
     /// List a stream; the flag is whether its subscription is known to be on.
     List(ContentType, bool),
     /// Offer again what was set aside.
@@ -140,24 +140,24 @@ pub(super) enum Action {
 }
 
 /// The outcome of an action.
-pub(super) enum Done {
-    /// [`Action::Fetch`].
-    Blob(Box<Job>, Outcome),
-    /// [`Action::ReportLost`].
+pub(super) enum ActionResult {
+    /// [`LoopAction::Fetch`].
+    Blob(Box<Job>, FetchOutcome),
+    /// [`LoopAction::ReportLost`].
     Lost(ContentType, Key, Result<(), NotNoticed>),
-    /// [`Action::Declare`].
+    /// [`LoopAction::Declare`].
     Gap(Gap, Result<(), NotNoticed>),
-    /// [`Action::Write`].
+    /// [`LoopAction::Write`].
     Written(Result<(), StateError>),
-    /// [`Action::Expire`], [`Action::OfferAside`].
+    /// [`LoopAction::Expire`], [`LoopAction::OfferAside`].
     Aside(Result<(), StateError>),
-    /// [`Action::TendHold`].
+    /// [`LoopAction::TendHold`].
     Held(Result<(), StateError>),
 }
 
 /// See the module's documentation.
 pub(super) struct Decisions {
-    terms: Terms,
+    terms: DecisionInputs,
     /// Boxed, since a map allocates room for eleven at once.
     streams: BTreeMap<ContentType, Box<Stream>>,
     ready: BinaryHeap<Ready>,
@@ -165,7 +165,7 @@ pub(super) struct Decisions {
     retries: u64,
     downloads: Downloads,
     /// Actions to begin, in order.
-    actions: VecDeque<Action>,
+    actions: VecDeque<LoopAction>,
     /// Actions that have not ended, begun or not, without listings.
     under_way: usize,
     /// Content types that are not listed yet, and whether their subscription is on.
@@ -194,10 +194,10 @@ pub(super) struct Decisions {
 impl Decisions {
     /// Makes the decisions for these content types, from the position an earlier run left or else from `backfill` ago.
     pub(super) fn new(
-        terms: Terms,
+        terms: DecisionInputs,
         content_types: &[ContentType],
         backfill: SignedDuration,
-        mut remembered: Remembered,
+        mut remembered: SavedStreams,
     ) -> Self {
         let now = terms.clock.monotonic();
         let server_now = terms.server.for_requests();
@@ -246,14 +246,14 @@ impl Decisions {
     /// Begins with the subscriptions that are on, the blobs an earlier run tracked, and whether it set something aside.
     pub(super) fn begin(&mut self, enabled: &[ContentType], tracked: Vec<BlobRef>, has_aside: bool) {
         if has_aside {
-            self.start(Action::OfferAside);
+            self.start(LoopAction::OfferAside);
         }
         for blob in tracked {
             self.adopt(blob);
         }
         self.check_gaps();
         if self.terms.dropping && !self.streams.contains_key(&ContentType::Dlp) {
-            self.say_blind("it is not in `content_types`", "");
+            self.warn_blind("it is not in `content_types`", "");
         }
         let mut types = self.types();
         types.sort_by_key(|t| self.rank(*t));
@@ -262,7 +262,7 @@ impl Decisions {
         }
         if !self.terms.once {
             for (content_type, on) in std::mem::take(&mut self.waiting) {
-                self.actions.push_back(Action::List(content_type, on));
+                self.actions.push_back(LoopAction::List(content_type, on));
             }
         }
         self.restore();
@@ -272,12 +272,12 @@ impl Decisions {
     ///
     /// # Errors
     /// When the state is no longer usable: no decision follows then.
-    pub(super) fn apply(&mut self, event: Event) -> Result<(), SourceError> {
+    pub(super) fn apply(&mut self, event: LoopEvent) -> Result<(), SourceError> {
         match event {
-            Event::Found(found) => self.on_found(found),
-            Event::Done(done) => self.on_done(done)?,
-            Event::Due(granted) => self.on_time(granted),
-            Event::Woken => {}
+            LoopEvent::Found(found) => self.on_found(found),
+            LoopEvent::Done(done) => self.on_done(done)?,
+            LoopEvent::Due(granted) => self.on_time(granted),
+            LoopEvent::Woken => {}
         }
         self.restore();
         Ok(())
@@ -301,7 +301,7 @@ impl Decisions {
     ///
     /// # Errors
     /// As there.
-    pub(super) fn wind_up(&mut self, done: Done) -> Result<(), SourceError> {
+    pub(super) fn wind_up(&mut self, done: ActionResult) -> Result<(), SourceError> {
         self.on_done(done)
     }
 
@@ -315,11 +315,11 @@ impl Decisions {
     }
 
     /// The next action to begin.
-    pub(super) fn next_action(&mut self) -> Option<Action> {
+    pub(super) fn next_action(&mut self) -> Option<LoopAction> {
         self.actions.pop_front()
     }
 
-    fn start(&mut self, action: Action) {
+    fn start(&mut self, action: LoopAction) {
         self.under_way += 1;
         self.actions.push_back(action);
     }
@@ -339,7 +339,7 @@ impl Decisions {
         self.terms.reading.woken().await;
     }
 
-    /// When [`Event::Due`] is due, by the monotonic clock.
+    /// When [`LoopEvent::Due`] is due, by the monotonic clock.
     pub(super) fn next_due(&self) -> Duration {
         let retry = self.retry.keys().next().map(|(due, _)| *due);
         let positions = self.positions_due().filter(|_| !self.writing_positions);
@@ -398,7 +398,7 @@ impl Decisions {
         if before_done {
             for (content_type, on) in std::mem::take(&mut self.waiting) {
                 if self.rank(content_type) == rank {
-                    self.actions.push_back(Action::List(content_type, on));
+                    self.actions.push_back(LoopAction::List(content_type, on));
                 } else {
                     self.waiting.push((content_type, on));
                 }
@@ -429,11 +429,11 @@ impl Decisions {
         self.terms.hold.set_horizon(hold::horizon(&waited, now));
         if !self.tending && at >= self.tend_at && self.terms.hold.has_work(now) {
             self.tending = true;
-            self.start(Action::TendHold(now));
+            self.start(LoopAction::TendHold(now));
         }
     }
 
-    fn say_blind(&self, why: &str, when: &str) {
+    fn warn_blind(&self, why: &str, when: &str) {
         tracing::warn!(
             tenant = %self.terms.tenant,
             "dlp-blind: `DLP.All` is not read ({why}): {when}routine reads are dropped without knowing whether data loss prevention flagged them (hint: grant `ActivityFeed.ReadDlp` and list `DLP.All`, or set `drop_routine = false`)"
@@ -442,10 +442,10 @@ impl Decisions {
 
     // ---- finding ----
 
-    fn on_found(&mut self, found: Found) {
+    fn on_found(&mut self, found: ListerReport) {
         match found {
-            Found::Page { content_type, blobs, read } => self.on_page(content_type, blobs, read),
-            Found::PassDone { content_type, reach, at } => {
+            ListerReport::Page { content_type, blobs, read } => self.on_page(content_type, blobs, read),
+            ListerReport::PassDone { content_type, reach, at } => {
                 // Planned with an untrusted clock, the listing may have covered other days than intended.
                 let trusted = self.terms.server.trusted().is_some();
                 if let Some(stream) = self.streams.get_mut(&content_type).filter(|_| trusted) {
@@ -453,7 +453,7 @@ impl Decisions {
                 }
                 self.guide(content_type);
             }
-            Found::Listed { content_type, at } => {
+            ListerReport::Listed { content_type, at } => {
                 let Some(stream) = self.streams.get_mut(&content_type) else { return };
                 if let Some(from) = stream.position.disabled_since.filter(|_| !stream.declaring) {
                     let window = Window { start: from, end: at };
@@ -463,7 +463,7 @@ impl Decisions {
                 // Written with the next position; a listing alone is no reason to write.
                 stream.position.last_listing = stream.position.last_listing.max(Some(at));
             }
-            Found::Disabled { content_type } => {
+            ListerReport::Disabled { content_type } => {
                 if let Some(stream) = self.streams.get_mut(&content_type)
                     && stream.position.disabled_since.is_none()
                     && stream.position.last_listing.is_some()
@@ -472,7 +472,7 @@ impl Decisions {
                     stream.unwritten = Unwritten::Change;
                 }
             }
-            Found::NotDisabled { content_type } => {
+            ListerReport::NotDisabled { content_type } => {
                 if let Some(stream) = self.streams.get_mut(&content_type)
                     && !stream.declaring
                     && stream.position.disabled_since.take().is_some()
@@ -480,9 +480,9 @@ impl Decisions {
                     stream.unwritten = Unwritten::Change;
                 }
             }
-            Found::Subscribed { .. } => self.welcome.subscribed(),
-            Found::Parked { content_type } => self.on_parked(content_type),
-            Found::Ended { content_type, left } => {
+            ListerReport::Subscribed { .. } => self.welcome.subscribed(),
+            ListerReport::Parked { content_type } => self.on_parked(content_type),
+            ListerReport::Ended { content_type, left } => {
                 if let Some(left) = &left {
                     tracing::error!(tenant = %self.terms.tenant, %content_type, "{}", left.why);
                 }
@@ -517,7 +517,7 @@ impl Decisions {
         stream.parked.get_or_insert_with(|| self.terms.clock.monotonic());
         if !was && content_type == ContentType::Dlp && self.terms.dropping {
             let was_read = stream.position.complete_until.is_some();
-            self.say_blind("its permission is missing", if was_read { "if that lasts " } else { "" });
+            self.warn_blind("its permission is missing", if was_read { "if that lasts " } else { "" });
         }
     }
 
@@ -580,7 +580,7 @@ impl Decisions {
             debug_assert!(!self.is_settled(&job), "CK-2: a settled blob is fetched again");
             let download = self.downloads.begin();
             self.terms.reading.begin();
-            self.start(Action::Fetch(Box::new(job), download));
+            self.start(LoopAction::Fetch(Box::new(job), download));
         }
     }
 
@@ -588,52 +588,53 @@ impl Decisions {
         self.streams.get(&job.blob.content_type).is_some_and(|stream| stream.is_settled(job.key))
     }
 
-    fn on_done(&mut self, done: Done) -> Result<(), SourceError> {
+    fn on_done(&mut self, done: ActionResult) -> Result<(), SourceError> {
         self.under_way = self.under_way.saturating_sub(1);
-        if matches!(done, Done::Blob(..)) {
+        if matches!(done, ActionResult::Blob(..)) {
             self.terms.reading.end();
         }
         let state = |source| SourceError::State { tenant: self.terms.tenant.clone(), source };
         match done {
-            Done::Blob(job, outcome) => match outcome {
-                Outcome::Settled => {
+            ActionResult::Blob(job, outcome) => match outcome {
+                FetchOutcome::Settled => {
                     self.throttled = 0;
                     self.welcome.settled();
                     self.count(metrics::BLOBS_TOTAL, job.blob.content_type, "state", "settled");
                     self.settled(job.blob.content_type, job.key, Some(job.blob.created));
                 }
-                Outcome::Failed { why, error, damaged } => self.on_failed(*job, &why, error, damaged),
-                Outcome::Empty { why } => self.on_empty(*job, &why),
-                Outcome::Superseded => self.ready.push(Ready(*job)),
-                Outcome::Stopped => {}
-                Outcome::State(error) => return Err(state(error)),
+                FetchOutcome::Failed { why, error, damaged } => self.on_failed(*job, &why, error, damaged),
+                FetchOutcome::Empty { why } => self.on_empty(*job, &why),
+                FetchOutcome::Superseded => self.ready.push(Ready(*job)),
+                FetchOutcome::Stopped => {}
+                FetchOutcome::State(error) => return Err(state(error)),
             },
-            Done::Lost(_, _, Err(NotNoticed::Stopped)) | Done::Gap(_, Err(NotNoticed::Stopped)) => {}
-            Done::Lost(_, _, Err(NotNoticed::State(error))) | Done::Gap(_, Err(NotNoticed::State(error))) => {
+            ActionResult::Lost(_, _, Err(NotNoticed::Stopped)) | ActionResult::Gap(_, Err(NotNoticed::Stopped)) => {}
+            ActionResult::Lost(_, _, Err(NotNoticed::State(error)))
+            | ActionResult::Gap(_, Err(NotNoticed::State(error))) => {
                 return Err(state(error));
             }
-            Done::Lost(content_type, key, Ok(())) => {
+            ActionResult::Lost(content_type, key, Ok(())) => {
                 self.lost.push((content_type, key));
                 if let Some(stream) = self.streams.get_mut(&content_type) {
                     stream.unwritten = Unwritten::Change;
                 }
             }
-            Done::Gap(gap, Ok(())) => {
+            ActionResult::Gap(gap, Ok(())) => {
                 if let Some(stream) = self.streams.get_mut(&gap.content_type) {
                     stream.declared(gap.window, gap.reason);
                     self.advance(gap.content_type);
                     self.guide(gap.content_type);
                 }
             }
-            Done::Written(result) => {
+            ActionResult::Written(result) => {
                 self.writing_positions = false;
                 result.map_err(state)?;
                 for (content_type, key) in std::mem::take(&mut self.marking) {
                     self.settled(content_type, key, None);
                 }
             }
-            Done::Aside(result) => result.map_err(state)?,
-            Done::Held(result) => {
+            ActionResult::Aside(result) => result.map_err(state)?,
+            ActionResult::Held(result) => {
                 self.tending = false;
                 match result {
                     Err(error @ StateError::Unavailable(_)) => {
@@ -733,7 +734,12 @@ impl Decisions {
             self.failure_line_at = now + FAILURE_LINE_EVERY;
         }
         if let Some(error) = error.filter(|error| matches!(error.action(), Advice::SlowRetryTenant)) {
-            self.terms.board.report(Place::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint());
+            self.terms.reporter.report(
+                Component::Tenant,
+                Level::Failed,
+                format!("{}: {error}", error.slug()),
+                &error.hint(),
+            );
         }
     }
 
@@ -792,7 +798,7 @@ impl Decisions {
             stream.position.note_gap(remembered(gap.window, gap.reason));
             stream.unwritten = Unwritten::Change;
         }
-        self.start(Action::ReportLost(Box::new(job), gap));
+        self.start(LoopAction::ReportLost(Box::new(job), gap));
     }
 
     // ---- position ----
@@ -827,7 +833,7 @@ impl Decisions {
         self.writing_positions = true;
         self.positions_at = now;
         self.marking = std::mem::take(&mut self.lost);
-        self.start(Action::Write(positions, self.marking.clone()));
+        self.start(LoopAction::Write(positions, self.marking.clone()));
         for content_type in self.types() {
             self.guide(content_type);
         }
@@ -881,7 +887,7 @@ impl Decisions {
         };
         tracing::error!(tenant = %self.terms.tenant, %content_type, from = %start, to = %end, "stream-gap: {detail}");
         let noticed = self.terms.server.for_requests();
-        self.start(Action::Declare(Gap { content_type, window, reason, detail, noticed }));
+        self.start(LoopAction::Declare(Gap { content_type, window, reason, detail, noticed }));
     }
 
     // ---- upkeep ----
@@ -912,20 +918,20 @@ impl Decisions {
         let may_expire = agrees || now >= self.started_at + EXPIRE_EVERY;
         if now >= self.expire_at && may_expire && self.terms.server.trusted().is_some() {
             self.expire_at = now + EXPIRE_EVERY;
-            self.start(Action::Expire);
+            self.start(LoopAction::Expire);
         }
     }
 
     fn check_clock(&self) {
         if self.terms.server.is_doubted() {
-            self.terms.board.report(
-                Place::Clock,
+            self.terms.reporter.report(
+                Component::Clock,
                 Level::Degraded,
                 "clock-jumped: Microsoft's answers carry a date more than 10 minutes off what is expected",
                 "events are still read; no position moves and nothing is declared until three answers over 5 minutes agree",
             );
         } else {
-            self.terms.board.clear(Place::Clock);
+            self.terms.reporter.clear(Component::Clock);
         }
     }
 
@@ -934,14 +940,14 @@ impl Decisions {
         for (content_type, stream) in &self.streams {
             let failing = stream.unsettled.values().filter(|b| b.failures >= 3);
             let Some(expires) = failing.clone().map(|b| b.expires).min() else {
-                self.terms.board.clear(Place::Blobs(*content_type));
+                self.terms.reporter.clear(Component::Blobs(*content_type));
                 continue;
             };
             let near = expires.duration_since(now) < EXPIRY_ALARM;
             let count = failing.count();
             let what = if near { "blob-expiry-near" } else { "blobs-failing" };
-            self.terms.board.report(
-                Place::Blobs(*content_type),
+            self.terms.reporter.report(
+                Component::Blobs(*content_type),
                 Level::Degraded,
                 format!(
                     "{what}: {} of `{content_type}` cannot be read; the first is gone at {expires}",
@@ -955,20 +961,20 @@ impl Decisions {
     fn check_turn(&mut self, now: Duration) {
         let soon = |server_now| self.streams.values().any(|stream| stream.expires_within(EXPIRY_ALARM, server_now));
         let expiring = self.terms.server.trusted().is_some_and(soon);
-        self.terms.reading.check(expiring, now, &self.terms.board);
+        self.terms.reading.check(expiring, now, &self.terms.reporter);
     }
 
     /// Logs once that the source began well.
-    fn say_welcome(&mut self, now: Duration) {
+    fn log_welcome(&mut self, now: Duration) {
         let Some(server_now) = self.terms.server.trusted() else { return };
         let streams = self.streams.values().map(|stream| stream.known());
         if let Some(words) = self.welcome.words(streams, now, server_now) {
-            tracing::info!(source = %self.terms.board.source(), tenant = %self.terms.tenant, "{words}");
+            tracing::info!(source = %self.terms.reporter.source(), tenant = %self.terms.tenant, "{words}");
         }
     }
 
     fn set_gauges(&mut self, now: Duration, granted_per_minute: Option<f64>) {
-        self.say_welcome(now);
+        self.log_welcome(now);
         self.gauges_stale = false;
         self.gauges_at = now + GAUGES_EVERY;
         let tenant = metrics::tenant_label(&self.terms.tenant);

@@ -14,11 +14,11 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::health::{Board, Level, Place};
+use super::health::{Component, HealthReporter, Level};
 use crate::backoff::Backoff;
 use crate::checkpoint::format::{AsideKind, AsideRecord, FORMAT};
 use crate::clock::Clock;
-use crate::delivery::{Confirm, GroupBounds, Observer, Settled, Sink, Worker, Written};
+use crate::delivery::{BatchSettled, Confirm, GroupBounds, Observer, Sink, Worker, Written};
 use crate::host::{Batch, Delivery, Host, Unfit};
 use crate::metrics;
 use crate::model::ContentType;
@@ -34,7 +34,7 @@ const TRIALS: u32 = 3;
 
 /// A record the host rejected, ready to be stored.
 #[derive(Debug)]
-pub struct Aside {
+pub struct RejectedRecord {
     /// Its place in the batch.
     pub place: usize,
     /// Its content type.
@@ -45,7 +45,7 @@ pub struct Aside {
     pub record: AsideRecord,
 }
 
-impl Aside {
+impl RejectedRecord {
     /// In the form that a state change takes.
     pub fn stored(self) -> (ContentType, u128, AsideRecord) {
         (self.content_type, self.hash, self.record)
@@ -58,10 +58,10 @@ pub struct Stopped;
 
 /// Delivers batches to one host.
 #[derive(Clone)]
-pub struct Courier {
+pub struct Deliverer {
     host: Arc<dyn Host>,
     clock: Arc<dyn Clock>,
-    board: Board,
+    reporter: HealthReporter,
     /// Made at the first rejection, since most hosts never reject.
     judge: Arc<OnceLock<Judge>>,
 }
@@ -72,10 +72,10 @@ struct Judge {
     in_trouble: Arc<AtomicBool>,
 }
 
-impl Courier {
-    /// Delivers to this host, and reports to `board` when the host keeps refusing.
-    pub fn new(host: Arc<dyn Host>, clock: Arc<dyn Clock>, board: Board) -> Self {
-        Self { host, clock, board, judge: Arc::default() }
+impl Deliverer {
+    /// Delivers to this host, and reports to `reporter` when the host keeps refusing.
+    pub fn new(host: Arc<dyn Host>, clock: Arc<dyn Clock>, reporter: HealthReporter) -> Self {
+        Self { host, clock, reporter, judge: Arc::default() }
     }
 
     /// Resolves when every record of `batch` is delivered or was rejected on its own; the latter are returned. Records
@@ -83,7 +83,7 @@ impl Courier {
     ///
     /// # Errors
     /// Stopped before the host took the records.
-    pub async fn deliver(&self, batch: Batch, stop: &CancellationToken) -> Result<Vec<Aside>, Stopped> {
+    pub async fn deliver(&self, batch: Batch, stop: &CancellationToken) -> Result<Vec<RejectedRecord>, Stopped> {
         let mut failures = RETRY.failures();
         let mut refusals = 0;
         loop {
@@ -107,7 +107,7 @@ impl Courier {
             let events = (batch.len() - unfit.len().min(batch.len())) as u64;
             ::metrics::counter!(metrics::EVENTS_TOTAL, "tenant" => batch.tenant.to_string(), "content_type" => batch.content_type.as_str()).increment(events);
             if refusals >= REFUSALS_BEFORE_TROUBLE {
-                self.board.clear(Place::Delivery);
+                self.reporter.clear(Component::Delivery);
             }
             return Ok(self.set_aside(&batch, &unfit));
         }
@@ -145,7 +145,7 @@ impl Courier {
     async fn judged(&self, batch: &Batch) -> Delivery {
         let judge = self.judge.get_or_init(|| {
             let in_trouble = Arc::new(AtomicBool::new(false));
-            let observer = BoardObserver { board: self.board.clone(), in_trouble: in_trouble.clone() };
+            let observer = HealthObserver { reporter: self.reporter.clone(), in_trouble: in_trouble.clone() };
             let sink = Box::new(HostSink(self.host.clone()));
             let worker = Worker::start(&batch.source, sink, self.clock.clone(), Arc::new(observer));
             Judge { worker, in_trouble }
@@ -154,9 +154,9 @@ impl Courier {
         let confirm = Confirm::new(move |what| drop(settled.send(what)));
         judge.worker.enqueue(batch.clone(), confirm).await;
         match answer.await {
-            Ok(Settled::Delivered) => Delivery::Delivered,
-            Ok(Settled::Except(unfit)) => Delivery::DeliveredExcept(unfit),
-            Ok(Settled::Refused(why) | Settled::Rejected(why)) => Delivery::Refused(why),
+            Ok(BatchSettled::Delivered) => Delivery::Delivered,
+            Ok(BatchSettled::Except(unfit)) => Delivery::DeliveredExcept(unfit),
+            Ok(BatchSettled::Refused(why) | BatchSettled::Rejected(why)) => Delivery::Refused(why),
             Err(_) => Delivery::Refused("the host's answers are not judged any more".into()),
         }
     }
@@ -165,8 +165,8 @@ impl Courier {
         ::metrics::counter!(metrics::REFUSED_BATCHES_TOTAL, "tenant" => batch.tenant.to_string()).increment(1);
         tracing::debug!(source = %batch.source, batch = batch.id, why, "the host refused a batch, it is sent again");
         if refusals >= REFUSALS_BEFORE_TROUBLE {
-            self.board.report(
-                Place::Delivery,
+            self.reporter.report(
+                Component::Delivery,
                 Level::Degraded,
                 format!("the host refuses records: {why}"),
                 "nothing is lost, they are sent again until it takes them",
@@ -174,7 +174,7 @@ impl Courier {
         }
     }
 
-    fn set_aside(&self, batch: &Batch, unfit: &[Unfit]) -> Vec<Aside> {
+    fn set_aside(&self, batch: &Batch, unfit: &[Unfit]) -> Vec<RejectedRecord> {
         let Some(first) = unfit.first() else { return Vec::new() };
         tracing::error!(
             source = %batch.source, tenant = %batch.tenant, content_type = %batch.content_type, records = unfit.len(), why = first.why,
@@ -197,7 +197,7 @@ impl Courier {
                 record: String::from_utf8_lossy(record.json).into_owned(),
             };
             let hash = u128::from_be_bytes(first);
-            Some(Aside { place: unfit.record, content_type: batch.content_type, hash, record: aside })
+            Some(RejectedRecord { place: unfit.record, content_type: batch.content_type, hash, record: aside })
         };
         unfit.iter().filter_map(aside).collect()
     }
@@ -235,22 +235,22 @@ impl Sink for HostSink {
 }
 
 /// Reports a host's faults to the source's board.
-struct BoardObserver {
-    board: Board,
+struct HealthObserver {
+    reporter: HealthReporter,
     in_trouble: Arc<AtomicBool>,
 }
 
-impl Observer for BoardObserver {
+impl Observer for HealthObserver {
     fn trouble(&self, _: &str, why: Option<&str>) {
         self.in_trouble.store(why.is_some(), Ordering::Relaxed);
         match why {
-            Some(why) => self.board.report(
-                Place::Delivery,
+            Some(why) => self.reporter.report(
+                Component::Delivery,
                 Level::Degraded,
                 format!("the host does not take records: {why}"),
                 "nothing is lost, they are sent again until it takes them",
             ),
-            None => self.board.clear(Place::Delivery),
+            None => self.reporter.clear(Component::Delivery),
         }
     }
 }

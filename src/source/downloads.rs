@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
 
 use super::budget::Budget;
-use super::fetch::Reading;
+use super::fetch::DownloadTimes;
 
 /// Bodies downloaded at once: at least.
 const MIN: usize = 4;
@@ -19,12 +19,12 @@ const DOWNLOAD_BYTES: u64 = 384 * 1024;
 /// Downloads under way. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Downloads {
-    shared: Arc<Shared>,
+    shared: Arc<DownloadState>,
     processors: usize,
 }
 
 #[derive(Default)]
-struct Shared {
+struct DownloadState {
     active: AtomicUsize,
     times: Mutex<Times>,
     ended: Notify,
@@ -46,7 +46,7 @@ impl Times {
     /// How many downloads the shortest wait is taken over.
     const WINDOW: u32 = 16;
 
-    fn note(&mut self, reading: Reading) {
+    fn note(&mut self, reading: DownloadTimes) {
         let (waited, worked) = (reading.waited.as_secs_f64(), reading.worked.as_secs_f64());
         self.worked = if self.count == 0 { worked } else { self.worked * 0.875 + worked * 0.125 };
         if self.count.is_multiple_of(Self::WINDOW) {
@@ -115,11 +115,11 @@ fn room(budget: &Budget) -> usize {
 }
 
 /// A download under way. It ends once, also when its task is dropped.
-pub(super) struct Download(Arc<Shared>);
+pub(super) struct Download(Arc<DownloadState>);
 
 impl Download {
     /// The body was read, or could not be.
-    pub(super) fn end(self, reading: Reading) {
+    pub(super) fn end(self, reading: DownloadTimes) {
         self.0.times.lock().unwrap_or_else(PoisonError::into_inner).note(reading);
     }
 }
@@ -154,7 +154,7 @@ mod tests {
         ] {
             let mut times = Times::default();
             for (waited, worked) in readings {
-                times.note(Reading { waited: millis(waited), worked: millis(worked) });
+                times.note(DownloadTimes { waited: millis(waited), worked: millis(worked) });
             }
             assert_eq!(times.allowed(2), expected, "{what}");
         }

@@ -16,7 +16,7 @@ use crate::api::{ApiClient, ApiError};
 use crate::config::Format;
 use crate::model::{Actionable, BlobRef, ContentType, Timestamp, Window};
 use crate::normalise::split::{Piece, Splitter};
-use crate::normalise::{BlobContext, Event, Normaliser, Rendered, Settings};
+use crate::normalise::{BlobContext, Event, Normaliser, NormaliserSettings, Rendered};
 use crate::plan::floor_to_second;
 use crate::severity::Severity;
 
@@ -94,12 +94,12 @@ pub struct Estimate {
 }
 
 /// Requests that are left.
-struct Budget {
+struct RequestBudget {
     left: u32,
     made: u32,
 }
 
-impl Budget {
+impl RequestBudget {
     fn take(&mut self) -> bool {
         if self.left == 0 {
             return false;
@@ -118,7 +118,7 @@ pub async fn estimate(source: &M365Audit, requests_max: u32) -> Result<Estimate,
     let server = ServerTime::new(source.clock().clone());
     let api = source.client(&server)?;
     let meter = Meter::new(source)?;
-    let mut budget = Budget { left: requests_max.max(REQUESTS_MIN), made: 0 };
+    let mut budget = RequestBudget { left: requests_max.max(REQUESTS_MIN), made: 0 };
     budget.take();
     let listed = api.list_subscriptions().await.map_err(|error| SourceError::Api { source: Box::new(error) })?;
     // Rounded to whole seconds, as in the request: Microsoft refuses a window that is a second too long.
@@ -134,14 +134,14 @@ pub async fn estimate(source: &M365Audit, requests_max: u32) -> Result<Estimate,
             types.insert(content_type, Err((why, "`m365-audit run` subscribes; ask again a day later".to_owned())));
             continue;
         }
-        match Listing::read(&api, content_type, window, pages_max, &mut budget).await {
+        match SampledListing::read(&api, content_type, window, pages_max, &mut budget).await {
             Ok(listing) => listings.push((content_type, listing)),
             Err(error) => drop(types.insert(content_type, Err((error.to_string(), error.hint())))),
         }
     }
     let shares = shares(budget.left, &listings.iter().map(|(_, listing)| listing.blobs.len()).collect::<Vec<_>>());
     for ((content_type, listing), share) in listings.into_iter().zip(shares) {
-        let mut sample = Sample::default();
+        let mut sample = TypeSample::default();
         for blob in spread(&listing.blobs, share) {
             if !budget.take() {
                 break;
@@ -158,20 +158,20 @@ pub async fn estimate(source: &M365Audit, requests_max: u32) -> Result<Estimate,
 }
 
 /// The blobs that were listed.
-struct Listing {
+struct SampledListing {
     blobs: Vec<BlobRef>,
     is_whole: bool,
     /// The part of a day it covers, from 0 to 1.
     part: f64,
 }
 
-impl Listing {
+impl SampledListing {
     async fn read(
         api: &ApiClient,
         content_type: ContentType,
         window: Window,
         pages_max: u32,
-        budget: &mut Budget,
+        budget: &mut RequestBudget,
     ) -> Result<Self, ApiError> {
         let (mut blobs, mut next, mut pages) = (Vec::new(), None, 0);
         let is_whole = loop {
@@ -233,7 +233,7 @@ impl Meter {
     fn new(source: &M365Audit) -> Result<Self, SourceError> {
         let settings = source.settings()?;
         // A format that carries the severity comes first, since the raw format does not.
-        let of = |format: &Format| Normaliser::new(Settings { format: *format, ..settings.clone() });
+        let of = |format: &Format| Normaliser::new(NormaliserSettings { format: *format, ..settings.clone() });
         Ok(Self { normalisers: FORMATS.iter().map(of).collect() })
     }
 
@@ -254,7 +254,7 @@ impl Meter {
 
 /// The sample read of a content type.
 #[derive(Default)]
-struct Sample {
+struct TypeSample {
     blobs: u64,
     downloaded: f64,
     delivered: BTreeMap<Severity, Volume>,
@@ -265,7 +265,7 @@ struct Sample {
     failed: Option<(String, String)>,
 }
 
-impl Sample {
+impl TypeSample {
     async fn read(
         &mut self,
         api: &ApiClient,
@@ -282,7 +282,7 @@ impl Sample {
         let mut body = api.fetch_blob(blob).await?;
         let mut splitter = Splitter::new();
         // A body that ends half-way is not counted.
-        let mut of_blob = Sample::default();
+        let mut of_blob = TypeSample::default();
         while let Some(chunk) = body.chunk().await? {
             of_blob.downloaded += chunk.len() as f64;
             splitter.push(chunk);
@@ -323,7 +323,7 @@ impl Sample {
     }
 
     /// The volume of a day, assuming that unread blobs are like those read.
-    fn estimate(self, listing: &Listing) -> Result<TypeEstimate, (String, String)> {
+    fn estimate(self, listing: &SampledListing) -> Result<TypeEstimate, (String, String)> {
         let listed = listing.blobs.len() as u64;
         if let (0, Some(failed)) = (self.blobs, self.failed) {
             return Err(failed);

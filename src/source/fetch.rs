@@ -11,17 +11,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::batch_receipts::{BatchReceipts, ReceiptCollector};
 use super::body::Coming;
-use super::budget::Room;
+use super::budget::BudgetPermit;
 use super::context::{BAD_PIECE_BYTES, BATCH_BYTES, FetchContext};
-use super::deliver::{Aside, Stopped};
-use super::hold::{Judgement, Staged};
-use super::job::{Job, Outcome, Salvage};
+use super::deliver::{RejectedRecord, Stopped};
+use super::hold::{HoldDecision, StagedHold};
+use super::job::{FetchOutcome, Job, Salvage};
 use super::tasks::Tasks;
-use super::told::{Told, ToldOfBatch};
 use super::twin::{Twins, twin_of};
 use crate::api::ApiError;
-use crate::checkpoint::claims::{Dependency, OpenBatch, Standing};
+use crate::checkpoint::claims::{ClaimState, Dependency, OpenBatch};
 use crate::checkpoint::healed::Unwatched;
 use crate::checkpoint::held::HeldRecord;
 use crate::checkpoint::key::Key;
@@ -30,8 +30,8 @@ use crate::checkpoint::ledger::{Change, OnDurable};
 use crate::host::{Batch, BatchBuilder, Kind, Noted, RECORDS_EXPECTED, StateError};
 use crate::metrics;
 use crate::model::{BlobRef, TenantId};
-use crate::normalise::dlp_link::{DlpNote, Match, links_of_read, match_of};
-use crate::normalise::scraps::{Fate, Scraps};
+use crate::normalise::dlp_link::{DlpMatch, DlpNote, links_of_read, match_of};
+use crate::normalise::scraps::{ScrapFate, Scraps};
 use crate::normalise::split::{Ending, Piece, Splitter};
 use crate::normalise::{
     BadBody, BadBytes, BlobContext, Event, FoundIn, Members, NotAnEvent, Origin, Rendered, Withheld,
@@ -51,11 +51,11 @@ const ANONYMOUS_MAX: usize = 100_000;
 const NULLS_MAX: usize = 64;
 
 /// Called once the body was read (or could not be): the next download may start.
-pub type OnBody = Box<dyn FnOnce(Reading) + Send>;
+pub type OnBody = Box<dyn FnOnce(DownloadTimes) + Send>;
 
 /// Where the time of a download went.
 #[derive(Debug, Clone, Copy)]
-pub struct Reading {
+pub struct DownloadTimes {
     /// Waiting for bytes, which more downloads at once could hide.
     pub waited: Duration,
     /// The rest: work on the bytes, and waiting for the host.
@@ -64,13 +64,13 @@ pub struct Reading {
 
 impl FetchContext {
     /// Fetches and settles one blob.
-    pub async fn settle(&self, job: Job, on_body: OnBody) -> Outcome {
+    pub async fn settle(&self, job: Job, on_body: OnBody) -> FetchOutcome {
         match self.try_settle(job, on_body).await {
             Ok(outcome) | Err(outcome) => outcome,
         }
     }
 
-    async fn try_settle(&self, job: Job, on_body: OnBody) -> Result<Outcome, Outcome> {
+    async fn try_settle(&self, job: Job, on_body: OnBody) -> Result<FetchOutcome, FetchOutcome> {
         if job.track_first {
             self.commit(Change { tracked: vec![job.blob.clone()], ..Change::default() }).await?;
         }
@@ -80,17 +80,19 @@ impl FetchContext {
         let took = self.clock.monotonic().saturating_sub(began);
         // Lets the connection go back to its pool, where the next download finds it, instead of opening one more.
         tokio::task::yield_now().await;
-        on_body(Reading { waited: run.waited, worked: took.saturating_sub(run.waited) });
+        on_body(DownloadTimes { waited: run.waited, worked: took.saturating_sub(run.waited) });
         let settled = match read {
             Ok(()) => run.settle().await,
-            Err(Outcome::State(error)) => return Err(Outcome::State(error)),
+            Err(FetchOutcome::State(error)) => return Err(FetchOutcome::State(error)),
             // Events from the part that was read are valid and have keys.
             Err(outcome) => run.hand_over().await.and(Err(outcome)),
         };
         // Whatever ended it, deliveries in flight are awaited: records that the host accepts would be delivered twice
         // if their keys were not written.
         match (settled, run.join().await) {
-            (Err(Outcome::State(error)), _) | (_, Err(Outcome::State(error))) => Err(Outcome::State(error)),
+            (Err(FetchOutcome::State(error)), _) | (_, Err(FetchOutcome::State(error))) => {
+                Err(FetchOutcome::State(error))
+            }
             (Err(outcome), _) | (_, Err(outcome)) => Err(outcome),
             (settled, Ok(())) => settled,
         }
@@ -101,12 +103,12 @@ impl FetchContext {
         self.backfill.as_ref().and_then(|backfill| backfill.healed.clone())
     }
 
-    async fn commit(&self, change: Change) -> Result<(), Outcome> {
-        self.ledger.commit(change).await.map_err(Outcome::State)
+    async fn commit(&self, change: Change) -> Result<(), FetchOutcome> {
+        self.ledger.commit(change).await.map_err(FetchOutcome::State)
     }
 
     /// Delivers a batch and commits its keys, together with the changes collected beside it.
-    async fn deliver_and_commit(self, closed: Closed) -> Result<(), Outcome> {
+    async fn deliver_and_commit(self, closed: Closed) -> Result<(), FetchOutcome> {
         let (change, done) = closed.deliver(&self).await?;
         self.commit(change).await?;
         done.committed();
@@ -119,19 +121,19 @@ struct Closed {
     batch: Batch,
     open: OpenBatch,
     twins: Twins,
-    staged: Staged,
-    told: ToldOfBatch,
-    permit: Option<Room>,
+    staged: StagedHold,
+    collected: BatchReceipts,
+    permit: Option<BudgetPermit>,
 }
 
 /// Records the host has accepted. They keep their claims and their share of the budget until the commit is durable.
-struct Delivered {
+struct DeliveredBatch {
     open: OpenBatch,
     twins: Twins,
-    _permit: Option<Room>,
+    _permit: Option<BudgetPermit>,
 }
 
-impl Delivered {
+impl DeliveredBatch {
     /// Marks the keys as durable.
     fn committed(self) {
         self.open.committed();
@@ -141,36 +143,36 @@ impl Delivered {
 
 impl Closed {
     /// Delivers the records to the host; returns the changes to commit.
-    async fn deliver(self, context: &FetchContext) -> Result<(Change, Delivered), Outcome> {
-        let Closed { batch, open, twins, mut staged, told, permit } = self;
+    async fn deliver(self, context: &FetchContext) -> Result<(Change, DeliveredBatch), FetchOutcome> {
+        let Closed { batch, open, twins, mut staged, collected, permit } = self;
         let content_type = batch.content_type;
         let mut aside = if batch.is_empty() {
             Vec::new()
         } else {
-            context.courier.deliver(batch, &context.stop).await.map_err(|Stopped| Outcome::Stopped)?
+            context.deliverer.deliver(batch, &context.stop).await.map_err(|Stopped| FetchOutcome::Stopped)?
         };
         let held = std::mem::take(&mut staged.ops);
         let hold = context.hold.clone();
         let on_durable = OnDurable::new(move || hold.committed(staged));
-        let receipts = told.answered(content_type, aside.iter_mut().map(|aside| (aside.place, &mut aside.record)));
-        let aside = aside.into_iter().map(Aside::stored).collect();
+        let receipts = collected.answered(content_type, aside.iter_mut().map(|aside| (aside.place, &mut aside.record)));
+        let aside = aside.into_iter().map(RejectedRecord::stored).collect();
         let (delivered, healed) = (open.keys().to_vec(), twins.to_keep().to_vec());
         let change = Change { held, aside, delivered, healed, receipts, on_durable, ..Change::default() };
-        Ok((change, Delivered { open, twins, _permit: permit }))
+        Ok((change, DeliveredBatch { open, twins, _permit: permit }))
     }
 }
 
 /// The key over an event's text, and its canonical key if both sides of the gate are active.
-type Keys = (Key, Option<Key>);
+type EventKeys = (Key, Option<Key>);
 
 /// The work that remains for a piece.
-enum Left {
+enum Remaining {
     /// None: the piece is done.
     Nothing,
     /// None, and the batch is now full.
     Full,
     /// An event with these keys that this rule would drop.
-    Routine(Keys, Arc<str>),
+    Routine(EventKeys, Arc<str>),
     /// Everything.
     All,
 }
@@ -182,7 +184,7 @@ struct Run<'a> {
     salvage: Salvage,
     builder: BatchBuilder,
     /// The budget reserved for the batch being built.
-    reserved: Option<Room>,
+    reserved: Option<BudgetPermit>,
     open: OpenBatch,
     /// The same events by their canonical keys.
     twins: Twins,
@@ -192,11 +194,11 @@ struct Run<'a> {
     held: Vec<HeldRecord>,
     held_bytes: usize,
     /// Matches of data loss prevention among the events collected.
-    matches: Vec<Match>,
+    matches: Vec<DlpMatch>,
     /// Time spent waiting for the network: what more downloads at once could hide.
     waited: Duration,
     /// Batches handed over while the body still arrives.
-    deliveries: Tasks<Result<(), Outcome>>,
+    deliveries: Tasks<Result<(), FetchOutcome>>,
     /// Batches of other blobs that carry events of this one.
     dependencies: Vec<Dependency>,
     /// How often each id-less event occurred in this blob.
@@ -209,15 +211,15 @@ struct Run<'a> {
     /// How many keys the newest claim took, and whether one is canonical.
     claimed: (u32, bool),
     /// Keys of records in the batch being built that are not claimed yet, and the indexes of those records.
-    unclaimed: (Vec<Keys>, Vec<usize>),
+    unclaimed: (Vec<EventKeys>, Vec<usize>),
     /// Adjacent bytes that are not an event, until there are enough for a record.
     scrap: Option<Scrap>,
     scraps: Scraps,
     /// The element that was taken last.
     last: Option<bytes::Bytes>,
-    told: Told,
+    collected: ReceiptCollector,
     lateness: Lateness,
-    tally: Tally,
+    tally: FetchCounts,
 }
 
 struct Scrap {
@@ -227,7 +229,7 @@ struct Scrap {
 }
 
 #[derive(Default)]
-struct Tally {
+struct FetchCounts {
     bytes: u64,
     records: u64,
     duplicates: u64,
@@ -263,20 +265,20 @@ impl<'a> Run<'a> {
             scrap: None,
             scraps: Scraps::new(context.normaliser.censor(), BAD_BYTES_MAX, BAD_RECORDS_MAX),
             last: None,
-            told: Told::new(context.keeps_receipts),
+            collected: ReceiptCollector::new(context.keeps_receipts),
             lateness: Lateness::default(),
-            tally: Tally::default(),
+            tally: FetchCounts::default(),
         }
     }
 
     /// Reads the body to its end. `Ok` means that all of it is events (or was salvaged).
-    async fn read_body(&mut self) -> Result<(), Outcome> {
+    async fn read_body(&mut self) -> Result<(), FetchOutcome> {
         let stop = self.context.stop.clone();
         let clock = self.context.clock.clone();
         let mut asked = clock.monotonic();
         let mut body = tokio::select! {
             body = self.open_body() => body?,
-            () = stop.cancelled() => return Err(Outcome::Stopped),
+            () = stop.cancelled() => return Err(FetchOutcome::Stopped),
         };
         let mut splitter = Splitter::new();
         let mut members = Box::new(Members::default());
@@ -285,7 +287,7 @@ impl<'a> Run<'a> {
         loop {
             let chunk = tokio::select! {
                 chunk = body.chunk() => chunk.map_err(failed)?,
-                () = stop.cancelled() => return Err(Outcome::Stopped),
+                () = stop.cancelled() => return Err(FetchOutcome::Stopped),
             };
             self.waited += clock.monotonic().saturating_sub(asked);
             let Some(chunk) = chunk else { break };
@@ -300,10 +302,10 @@ impl<'a> Run<'a> {
             while let Some(piece) = splitter.next_read(|bytes| members.read(bytes)) {
                 // Nearly every event can be handled without waiting, and a future for each would double the cost.
                 match self.take_at_once(&piece, &members) {
-                    Left::Nothing => {}
-                    Left::Full => self.hand_over().await?,
-                    Left::Routine(keys, rule) => self.take_routine(&piece, &members, keys, rule).await?,
-                    Left::All => self.take(&piece, &members).await?,
+                    Remaining::Nothing => {}
+                    Remaining::Full => self.hand_over().await?,
+                    Remaining::Routine(keys, rule) => self.take_routine(&piece, &members, keys, rule).await?,
+                    Remaining::All => self.take(&piece, &members).await?,
                 }
                 if let Piece::Element { bytes, .. } = piece {
                     self.last = Some(bytes);
@@ -323,7 +325,7 @@ impl<'a> Run<'a> {
     }
 
     /// Decides whether a body that arrived whole can be settled.
-    async fn judge(&mut self, ending: Ending, hash: Option<blake3::Hash>) -> Result<(), Outcome> {
+    async fn judge(&mut self, ending: Ending, hash: Option<blake3::Hash>) -> Result<(), FetchOutcome> {
         let empty = match ending {
             Ending::Complete if !self.something && self.nulls.is_empty() => Some("the body is an empty array"),
             Ending::Complete if !self.something => Some("the array holds nothing but `null`"),
@@ -371,14 +373,14 @@ impl<'a> Run<'a> {
             );
             return Ok(());
         }
-        Err(Outcome::Failed { why, error: None, damaged: if may_salvage { hash } else { None } })
+        Err(FetchOutcome::Failed { why, error: None, damaged: if may_salvage { hash } else { None } })
     }
 
     /// Microsoft lists a blob because it has events, so an empty body is believed only when it stays empty. A body that
     /// is not an array is then still delivered to the operator.
-    async fn judge_empty(&mut self, why: &str, ending: Ending) -> Result<(), Outcome> {
+    async fn judge_empty(&mut self, why: &str, ending: Ending) -> Result<(), FetchOutcome> {
         if !self.job.believes_empty() {
-            return Err(Outcome::Empty { why: why.to_owned() });
+            return Err(FetchOutcome::Empty { why: why.to_owned() });
         }
         tracing::warn!(
             tenant = %self.context.tenant, content_type = %self.job.blob.content_type, content_id = %self.job.blob.id,
@@ -391,7 +393,7 @@ impl<'a> Run<'a> {
     }
 
     /// Delivers the `null` elements, which Microsoft sent although they are not events.
-    async fn ship_nulls(&mut self) -> Result<(), Outcome> {
+    async fn ship_nulls(&mut self) -> Result<(), FetchOutcome> {
         for offset in std::mem::take(&mut self.nulls) {
             self.ship_bad(b"null", offset, "the element is not an object").await?;
         }
@@ -400,21 +402,21 @@ impl<'a> Run<'a> {
 
     /// Handles one piece of the body as far as possible without waiting; returns the work that remains. `members` are
     /// those of the element, if it was read.
-    fn take_at_once(&mut self, piece: &Piece, members: &Members) -> Left {
-        let Piece::Element { bytes, read: true, .. } = piece else { return Left::All };
-        let Ok(event) = Event::of(bytes, members) else { return Left::All };
-        let Some(identity) = event.identity() else { return Left::All };
+    fn take_at_once(&mut self, piece: &Piece, members: &Members) -> Remaining {
+        let Piece::Element { bytes, read: true, .. } = piece else { return Remaining::All };
+        let Ok(event) = Event::of(bytes, members) else { return Remaining::All };
+        let Some(identity) = event.identity() else { return Remaining::All };
         if self.reserved.is_none() || self.delivers_again() || self.match_in(&event).is_some() {
-            return Left::All;
+            return Remaining::All;
         }
         self.something = true;
         let keys = self.keys_of(&event, Key::of_event(&identity));
         self.came_late(keys.0);
         if let Some(rule) = self.render(&event) {
-            return Left::Routine(keys, rule);
+            return Remaining::Routine(keys, rule);
         }
         self.rendered(keys);
-        if self.is_full() { Left::Full } else { Left::Nothing }
+        if self.is_full() { Remaining::Full } else { Remaining::Nothing }
     }
 
     /// What [`Run::take_at_once`] left to do with an event that a rule would drop.
@@ -422,9 +424,9 @@ impl<'a> Run<'a> {
         &mut self,
         piece: &Piece,
         members: &Members,
-        keys: Keys,
+        keys: EventKeys,
         rule: Arc<str>,
-    ) -> Result<(), Outcome> {
+    ) -> Result<(), FetchOutcome> {
         let Piece::Element { bytes, read, .. } = piece else { return Ok(()) };
         match event_of(bytes, members, *read) {
             Ok(event) if self.claims(keys).await? => self.routine(&event, rule).await?,
@@ -436,7 +438,7 @@ impl<'a> Run<'a> {
     }
 
     /// One piece of the body. `members` are those of the element, if it was read.
-    async fn take(&mut self, piece: &Piece, members: &Members) -> Result<(), Outcome> {
+    async fn take(&mut self, piece: &Piece, members: &Members) -> Result<(), FetchOutcome> {
         match piece {
             Piece::Element { bytes, offset, .. } if bytes[..] == *b"null" && self.nulls.len() < NULLS_MAX => {
                 self.nulls.push(*offset);
@@ -471,7 +473,9 @@ impl<'a> Run<'a> {
 
     fn is_full(&self) -> bool {
         let records = self.builder.len() + self.held.len();
-        self.builder.bytes() + self.held_bytes >= BATCH_BYTES || records >= BATCH_RECORDS_MAX || self.told.is_full()
+        self.builder.bytes() + self.held_bytes >= BATCH_BYTES
+            || records >= BATCH_RECORDS_MAX
+            || self.collected.is_full()
     }
 
     /// The key of bytes without an identity: their hash and how often they occurred before in this blob. Past the limit
@@ -487,7 +491,7 @@ impl<'a> Run<'a> {
         key
     }
 
-    async fn event(&mut self, event: &Event<'_>, bytes: &[u8], offset: u64) -> Result<(), Outcome> {
+    async fn event(&mut self, event: &Event<'_>, bytes: &[u8], offset: u64) -> Result<(), FetchOutcome> {
         let keys = match event.identity() {
             Some(identity) => {
                 let keys = self.keys_of(event, Key::of_event(&identity));
@@ -526,12 +530,12 @@ impl<'a> Run<'a> {
     }
 
     /// The keys of an event: the one over its text, and the canonical one if both sides of the gate are active.
-    fn keys_of(&self, event: &Event<'_>, key: Key) -> Keys {
+    fn keys_of(&self, event: &Event<'_>, key: Key) -> EventKeys {
         (key, if self.twins.are_named() { twin_of(event) } else { None })
     }
 
     /// The body of the blob, or its substitute.
-    async fn open_body(&self) -> Result<Coming, Outcome> {
+    async fn open_body(&self) -> Result<Coming, FetchOutcome> {
         match self.context.healed_body() {
             Some(body) => Ok(Coming::Whole(Some(body))),
             None => self.context.api.fetch_blob(&self.job.blob).await.map(Coming::Blob).map_err(failed),
@@ -544,7 +548,7 @@ impl<'a> Run<'a> {
     }
 
     /// The match of data loss prevention that an event reports, if reads wait for matches.
-    fn match_in(&self, event: &Event<'_>) -> Option<Match> {
+    fn match_in(&self, event: &Event<'_>) -> Option<DlpMatch> {
         let found = self.context.hold.is_dropping().then(|| match_of(event)).flatten();
         found.filter(|found| !found.links.is_empty())
     }
@@ -562,13 +566,13 @@ impl<'a> Run<'a> {
             }
         });
         if dropped.is_none() {
-            self.told.event(event);
+            self.collected.event(event);
         }
         dropped
     }
 
     /// Notes the newest record as one whose key is to be claimed with those of its batch.
-    fn rendered(&mut self, new: Keys) {
+    fn rendered(&mut self, new: EventKeys) {
         self.tally.records += 1;
         let (keys, records) = &mut self.unclaimed;
         if keys.capacity() == 0 {
@@ -580,10 +584,10 @@ impl<'a> Run<'a> {
     }
 
     /// Claims a single event, after those rendered before it; false when it is in flight or already delivered.
-    async fn claims(&mut self, keys: Keys) -> Result<bool, Outcome> {
+    async fn claims(&mut self, keys: EventKeys) -> Result<bool, FetchOutcome> {
         self.claim_rendered().await?;
         let standing = self.claim(keys).await?;
-        Ok(matches!(standing, Standing::Claimed) || {
+        Ok(matches!(standing, ClaimState::Claimed) || {
             self.repeated(standing);
             false
         })
@@ -591,7 +595,7 @@ impl<'a> Run<'a> {
 
     /// Claims the rendered events, and removes from the batch those in flight or already delivered. All in one call: a
     /// call for each event would contend with the other downloads for the locks.
-    async fn claim_rendered(&mut self) -> Result<(), Outcome> {
+    async fn claim_rendered(&mut self) -> Result<(), FetchOutcome> {
         let (pairs, records) = std::mem::take(&mut self.unclaimed);
         let keys: Vec<Key> = pairs.iter().map(|(key, _)| *key).collect();
         let mut taken = Vec::new();
@@ -611,15 +615,15 @@ impl<'a> Run<'a> {
         gone.sort_unstable();
         gone.dedup();
         self.builder.remove(&gone);
-        self.told.remove(&gone);
+        self.collected.remove(&gone);
         taken.into_iter().for_each(|(_, standing)| self.repeated(standing));
         claimed.map_err(|(_, error)| unclaimed(error))
     }
 
     /// Counts an event that is not sent, and records which batch carries it.
-    fn repeated(&mut self, standing: Standing) {
+    fn repeated(&mut self, standing: ClaimState) {
         self.tally.duplicates += 1;
-        if let Standing::InFlight(dependency) = standing
+        if let ClaimState::InFlight(dependency) = standing
             && !self.dependencies.iter().any(|known| known.is_same(&dependency))
         {
             self.dependencies.push(dependency);
@@ -628,19 +632,19 @@ impl<'a> Run<'a> {
 
     /// An event that a rule would drop: shipped if its item is known to be flagged, dropped if it is known that it is
     /// not, else put on hold.
-    async fn routine(&mut self, event: &Event<'_>, rule: Arc<str>) -> Result<(), Outcome> {
+    async fn routine(&mut self, event: &Event<'_>, rule: Arc<str>) -> Result<(), FetchOutcome> {
         let hold = &self.context.hold;
         let links = links_of_read(event);
         let judgement = hold.judge(&links, self.job.blob.created);
         let flag = match judgement {
-            Judgement::Flagged => hold.flag_of(&links).await,
-            Judgement::Drop | Judgement::Hold => Ok(None),
+            HoldDecision::Flagged => hold.flag_of(&links).await,
+            HoldDecision::Drop | HoldDecision::Hold => Ok(None),
         };
         let flag = match flag {
             Ok(flag) => flag,
             Err(error) => {
                 // If this fetch ends here, the key must not be committed with the events collected before it.
-                self.unclaim();
+                self.release_claims();
                 return Err(unclaimed(error));
             }
         };
@@ -648,13 +652,13 @@ impl<'a> Run<'a> {
             let blob = context_of(&self.context.tenant, &self.job.blob);
             let normaliser = &self.context.normaliser;
             self.builder.push_with(|out| Some(normaliser.render_noted(event, &blob, DlpNote::Flagged(&flag), out)));
-            self.told.event(event);
+            self.collected.event(event);
             self.tally.records += 1;
             return Ok(());
         }
-        if judgement == Judgement::Drop {
-            self.unclaim();
-            self.told.dropped(event, &rule);
+        if judgement == HoldDecision::Drop {
+            self.release_claims();
+            self.collected.dropped(event, &rule);
             match self.tally.dropped.iter_mut().find(|(known, _)| *known == rule) {
                 Some((_, count)) => *count += 1,
                 None => self.tally.dropped.push((rule, 1)),
@@ -667,49 +671,49 @@ impl<'a> Run<'a> {
             self.reserved = None;
         }
         if self.held.is_empty() && !hold.room(&self.context.stop).await {
-            self.unclaim();
-            return Err(Outcome::Stopped);
+            self.release_claims();
+            return Err(FetchOutcome::Stopped);
         }
         let raw = bytes::Bytes::copy_from_slice(self.context.normaliser.keepable(event).as_bytes());
         self.held_bytes += raw.len();
-        let key = self.told.key(event);
-        self.told.held(key);
+        let key = self.collected.key(event);
+        self.collected.held(key);
         self.held.push(HeldRecord { rule, raw, links: links.iter().map(|link| link.prefix()).collect(), key });
         Ok(())
     }
 
     /// Frees the keys of the newest claim: its event is in no batch.
-    fn unclaim(&mut self) {
+    fn release_claims(&mut self) {
         for _ in 0..self.claimed.0 {
-            self.open.unclaim_last();
+            self.open.release_last();
         }
         if self.claimed.1 {
-            self.twins.unclaim_last();
+            self.twins.release_last();
         }
     }
 
     /// Claims an event for the batch being collected.
-    async fn claim(&mut self, (key, twin): Keys) -> Result<Standing, Outcome> {
+    async fn claim(&mut self, (key, twin): EventKeys) -> Result<ClaimState, FetchOutcome> {
         let standing = self.claim_key(key).await?;
         self.claimed.1 = false;
-        let (Standing::Claimed, Some(twin)) = (&standing, twin) else { return Ok(standing) };
+        let (ClaimState::Claimed, Some(twin)) = (&standing, twin) else { return Ok(standing) };
         let again = self.delivers_again();
         match self.twins.claim(twin, &*self.context.store).await {
-            Ok(Standing::Claimed) => self.claimed.1 = true,
+            Ok(ClaimState::Claimed) => self.claimed.1 = true,
             Ok(_) if again => {}
             Ok(taken) => {
-                self.unclaim();
+                self.release_claims();
                 return Ok(taken);
             }
             Err(error) => {
-                self.unclaim();
+                self.release_claims();
                 return Err(unclaimed(error));
             }
         }
         Ok(standing)
     }
 
-    async fn claim_key(&mut self, key: Key) -> Result<Standing, Outcome> {
+    async fn claim_key(&mut self, key: Key) -> Result<ClaimState, FetchOutcome> {
         let store = &*self.context.store;
         let again = self.context.backfill.as_ref().and_then(|backfill| backfill.again.as_deref());
         let Some(salt) = again else {
@@ -718,12 +722,12 @@ impl<'a> Run<'a> {
         };
         // Two keys: this repeat, and the event itself for the case that it was never delivered before.
         let standing = self.open.claim(key.of_repeat(salt), store).await.map_err(unclaimed)?;
-        if let Standing::Claimed = standing {
+        if let ClaimState::Claimed = standing {
             match self.open.claim(key, store).await {
-                Ok(first) => self.claimed.0 = if matches!(first, Standing::Claimed) { 2 } else { 1 },
+                Ok(first) => self.claimed.0 = if matches!(first, ClaimState::Claimed) { 2 } else { 1 },
                 Err(error) => {
                     // The event is in no batch, so its repeat key must not be committed with this one.
-                    self.open.unclaim_last();
+                    self.open.release_last();
                     return Err(unclaimed(error));
                 }
             }
@@ -734,7 +738,7 @@ impl<'a> Run<'a> {
     /// Collects bytes that are not an event. They are delivered when the blob is being salvaged; otherwise the fetch
     /// counts as failed. Adjacent pieces are joined: one damaged stretch comes in several pieces, hostile input in one
     /// piece a byte.
-    async fn collect(&mut self, bytes: &[u8], offset: u64, why: &'static str) -> Result<(), Outcome> {
+    async fn collect(&mut self, bytes: &[u8], offset: u64, why: &'static str) -> Result<(), FetchOutcome> {
         if self.salvage == Salvage::Nothing || bytes.is_empty() {
             return Ok(());
         }
@@ -751,14 +755,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn ship_scrap(&mut self) -> Result<(), Outcome> {
+    async fn ship_scrap(&mut self) -> Result<(), FetchOutcome> {
         match self.scrap.take() {
             Some(scrap) => self.ship_bad(&scrap.bytes, scrap.offset, scrap.why).await,
             None => Ok(()),
         }
     }
 
-    async fn ship_bad(&mut self, bytes: &[u8], mut offset: u64, why: &str) -> Result<(), Outcome> {
+    async fn ship_bad(&mut self, bytes: &[u8], mut offset: u64, why: &str) -> Result<(), FetchOutcome> {
         if let Some(last) = self.last.take() {
             self.scraps.follows(&last);
         }
@@ -767,9 +771,9 @@ impl<'a> Run<'a> {
             offset += piece.len() as u64;
             let fate = self.scraps.judge(piece, at);
             let body = match &fate {
-                Fate::Counted => continue,
-                Fate::Shown => BadBody::Shown(piece),
-                Fate::Withheld(sha256) => {
+                ScrapFate::Counted => continue,
+                ScrapFate::Shown => BadBody::Shown(piece),
+                ScrapFate::Withheld(sha256) => {
                     let bytes = piece.len() as u64;
                     BadBody::Withheld { bytes, sha256, why: Withheld::Masked, stretches: None }
                 }
@@ -781,7 +785,7 @@ impl<'a> Run<'a> {
     }
 
     /// Delivers a record of how many damaged bytes one blob had beyond the limit.
-    async fn ship_rest(&mut self) -> Result<(), Outcome> {
+    async fn ship_rest(&mut self) -> Result<(), FetchOutcome> {
         let Some(rest) = self.scraps.rest() else { return Ok(()) };
         let body = BadBody::Withheld {
             bytes: rest.bytes,
@@ -793,8 +797,8 @@ impl<'a> Run<'a> {
         self.push_bad(key, rest.offset, body, "bytes that are no event, in the rest of the blob").await
     }
 
-    async fn push_bad(&mut self, key: Key, offset: u64, body: BadBody<'_>, reason: &str) -> Result<(), Outcome> {
-        if !matches!(self.claim((key, None)).await?, Standing::Claimed) {
+    async fn push_bad(&mut self, key: Key, offset: u64, body: BadBody<'_>, reason: &str) -> Result<(), FetchOutcome> {
+        if !matches!(self.claim((key, None)).await?, ClaimState::Claimed) {
             return Ok(());
         }
         self.reserve().await;
@@ -805,17 +809,17 @@ impl<'a> Run<'a> {
         let bad = BadBytes { origin: Origin::of(&blob), now, offset, total: None, body, reason, found_in };
         let normaliser = &self.context.normaliser;
         self.builder.push_with(|out| Some(Noted::of_ours(normaliser.render_bad(&bad, out))));
-        self.told.notice();
+        self.collected.notice();
         if self.builder.bytes() >= BATCH_BYTES { self.hand_over().await } else { Ok(()) }
     }
 
     /// Starts a delivery of the records collected so far.
-    async fn hand_over(&mut self) -> Result<(), Outcome> {
+    async fn hand_over(&mut self) -> Result<(), FetchOutcome> {
         let Some(closed) = self.close_batch().await? else { return Ok(()) };
         self.deliveries.spawn(self.context.clone().deliver_and_commit(closed));
         // Finished deliveries free memory; none is awaited here.
         while let Some(done) = self.deliveries.try_join_next() {
-            done.unwrap_or(Err(Outcome::Stopped))?;
+            done.unwrap_or(Err(FetchOutcome::Stopped))?;
         }
         Ok(())
     }
@@ -829,13 +833,13 @@ impl<'a> Run<'a> {
     }
 
     /// Takes the records collected so far; `None` when there are none.
-    async fn close_batch(&mut self) -> Result<Option<Closed>, Outcome> {
+    async fn close_batch(&mut self) -> Result<Option<Closed>, FetchOutcome> {
         self.claim_rendered().await?;
         let staged = self.context.hold.stage(&self.job.blob, &mut self.held, &mut self.matches).await;
         let staged = staged.map_err(unclaimed)?;
         self.held_bytes = 0;
-        let told = self.told.of_batch(self.job.blob.content_type);
-        if self.builder.is_empty() && staged.is_empty() && told.is_empty() {
+        let collected = self.collected.of_batch(self.job.blob.content_type);
+        if self.builder.is_empty() && staged.is_empty() && collected.is_empty() {
             return Ok(None);
         }
         let batch =
@@ -852,7 +856,7 @@ impl<'a> Run<'a> {
         }
         let open = std::mem::replace(&mut self.open, self.context.events.open_batch());
         let twins = self.twins.take(&self.context.healed);
-        Ok(Some(Closed { batch, open, twins, staged, told, permit }))
+        Ok(Some(Closed { batch, open, twins, staged, collected, permit }))
     }
 
     /// How late its events and the blob itself came, once all of it was read.
@@ -872,16 +876,16 @@ impl<'a> Run<'a> {
     }
 
     /// Waits for every delivery under way, also after one of them failed; the first failure.
-    async fn join(&mut self) -> Result<(), Outcome> {
+    async fn join(&mut self) -> Result<(), FetchOutcome> {
         let mut joined = Ok(());
         while let Some(done) = self.deliveries.join_next().await {
-            joined = joined.and(done.unwrap_or(Err(Outcome::Stopped)));
+            joined = joined.and(done.unwrap_or(Err(FetchOutcome::Stopped)));
         }
         joined
     }
 
     /// Delivers the rest, waits for everything this blob depends on, and marks it.
-    async fn settle(&mut self) -> Result<Outcome, Outcome> {
+    async fn settle(&mut self) -> Result<FetchOutcome, FetchOutcome> {
         let last = match self.close_batch().await? {
             Some(closed) => Some(closed.deliver(self.context).await?),
             None => None,
@@ -889,7 +893,7 @@ impl<'a> Run<'a> {
         // From here on this task waits for others, and they may wait for memory.
         self.reserved = None;
         if let Err(outcome) = self.join().await {
-            if let (Outcome::Stopped, Some((change, done))) = (&outcome, last) {
+            if let (FetchOutcome::Stopped, Some((change, done))) = (&outcome, last) {
                 // The host has accepted these, whatever the outcome of the rest.
                 self.context.commit(change).await?;
                 done.committed();
@@ -901,7 +905,7 @@ impl<'a> Run<'a> {
         let marks = vec![(blob.content_type, self.job.key)];
         let untracked = if self.job.tracked { marks.clone() } else { Vec::new() };
         let settled = if self.context.backfill.is_none() { marks } else { Vec::new() };
-        let mut receipts = self.told.rest(blob.content_type, self.tally.duplicates);
+        let mut receipts = self.collected.rest(blob.content_type, self.tally.duplicates);
         let lateness = self.context.backfill.is_none().then(|| (blob.content_type, self.read_late()));
         if self.dependencies.is_empty() {
             // The usual case: the last keys and the blob's mark in one commit.
@@ -921,13 +925,13 @@ impl<'a> Run<'a> {
             }
             for dependency in std::mem::take(&mut self.dependencies) {
                 if !dependency.committed().await {
-                    return Err(Outcome::Superseded);
+                    return Err(FetchOutcome::Superseded);
                 }
             }
             self.context.commit(Change { settled, untracked, receipts, lateness, ..Change::default() }).await?;
         }
         self.count();
-        Ok(Outcome::Settled)
+        Ok(FetchOutcome::Settled)
     }
 
     fn count(&self) {
@@ -968,17 +972,17 @@ fn context_of<'a>(tenant: &'a TenantId, blob: &'a BlobRef) -> BlobContext<'a> {
 }
 
 /// A store that cannot be read now fails this fetch, not the source.
-fn unclaimed(error: StateError) -> Outcome {
+fn unclaimed(error: StateError) -> FetchOutcome {
     match error {
         StateError::Unavailable(why) => {
-            Outcome::Failed { why: format!("a key cannot be looked up: {why}"), error: None, damaged: None }
+            FetchOutcome::Failed { why: format!("a key cannot be looked up: {why}"), error: None, damaged: None }
         }
-        error => Outcome::State(error),
+        error => FetchOutcome::State(error),
     }
 }
 
-fn failed(error: ApiError) -> Outcome {
-    Outcome::Failed { why: error.to_string(), error: Some(error), damaged: None }
+fn failed(error: ApiError) -> FetchOutcome {
+    FetchOutcome::Failed { why: error.to_string(), error: Some(error), damaged: None }
 }
 
 /// A short hash of a stretch of bytes, to count repeats inside one blob.

@@ -17,7 +17,7 @@ use crate::model::{ContentType, TenantId, Timestamp};
 
 /// The part of a source that a fault concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum Component {
     /// Signing in, or the tenant as a whole.
     Tenant,
     /// The state store.
@@ -47,7 +47,7 @@ pub enum Level {
     Failed,
 }
 
-struct Trouble {
+struct ReportedTrouble {
     level: Level,
     why: String,
     since: Timestamp,
@@ -55,24 +55,24 @@ struct Trouble {
 
 /// The troubles of one source. Cheap to clone.
 #[derive(Clone)]
-pub struct Board {
-    inner: Arc<Inner>,
+pub struct HealthReporter {
+    inner: Arc<ReporterState>,
 }
 
-struct Inner {
+struct ReporterState {
     source: Arc<str>,
     tenant: TenantId,
     host: Arc<dyn Host>,
     clock: Arc<dyn Clock>,
-    troubles: Mutex<(BTreeMap<Place, Trouble>, Option<Health>)>,
+    troubles: Mutex<(BTreeMap<Component, ReportedTrouble>, Option<Health>)>,
     /// How many requests the state store has left unanswered for long.
     slow: AtomicI64,
 }
 
-impl Board {
+impl HealthReporter {
     /// A board without faults; nothing is reported until the first change.
     pub fn new(source: Arc<str>, tenant: TenantId, host: Arc<dyn Host>, clock: Arc<dyn Clock>) -> Self {
-        let inner = Inner {
+        let inner = ReporterState {
             source,
             tenant,
             host,
@@ -89,7 +89,7 @@ impl Board {
     }
 
     /// Records a fault; logs it when it is new or has changed. `hint` is the remedy.
-    pub fn report(&self, place: Place, level: Level, why: impl Into<String>, hint: &str) {
+    pub fn report(&self, place: Component, level: Level, why: impl Into<String>, hint: &str) {
         let why = why.into();
         let text = if hint.is_empty() { why } else { format!("{why} (hint: {hint})") };
         {
@@ -100,7 +100,7 @@ impl Board {
                 Some(known) => known.since,
                 None => now,
             };
-            guard.0.insert(place, Trouble { level, why: text.clone(), since });
+            guard.0.insert(place, ReportedTrouble { level, why: text.clone(), since });
         }
         let tenant = &self.inner.tenant;
         match level {
@@ -111,7 +111,7 @@ impl Board {
     }
 
     /// Clears the fault at `place`.
-    pub fn clear(&self, place: Place) {
+    pub fn clear(&self, place: Component) {
         let removed = self.inner.troubles.lock().0.remove(&place);
         if let Some(trouble) = removed {
             tracing::info!(source = %self.inner.source, tenant = %self.inner.tenant, "recovered: {}", trouble.why);
@@ -150,19 +150,19 @@ impl Board {
     pub fn publish(&self) {
         let health = self.health();
         set_gauge(&self.inner.tenant, &health);
-        let told = {
+        let was_reported = {
             let mut guard = self.inner.troubles.lock();
             let known = guard.1.as_ref() == Some(&health);
             guard.1 = Some(health.clone());
             known
         };
-        if !told {
+        if !was_reported {
             self.inner.host.health(&self.inner.source, health);
         }
     }
 }
 
-/// Reports to the host, and sets in the metric, the health of a source that has no [`Board`]: before its loop begins,
+/// Reports to the host, and sets in the metric, the health of a source that has no [`HealthReporter`]: before its loop begins,
 /// and after its end.
 pub fn show(host: &dyn Host, source: &str, tenant: &TenantId, health: Health) {
     set_gauge(tenant, &health);

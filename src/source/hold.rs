@@ -27,7 +27,7 @@ use crate::host::{Entries, Expected, Op, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
 use crate::normalise::CanonicalKey;
-use crate::normalise::dlp_link::{Flag, Link, Match};
+use crate::normalise::dlp_link::{DlpMatch, Flag, Link};
 use crate::severity::Severity;
 
 /// The cost of a page beside its value: a row in the store and an entry in memory. Counted against the bound, so that
@@ -122,7 +122,7 @@ pub fn horizon(waited: &[Waited], now: Option<Timestamp>) -> Horizon {
 
 /// The decision on a read that a rule would drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Judgement {
+pub enum HoldDecision {
     /// A match of it is known: it is delivered.
     Flagged,
     /// All matches that could concern it are known, and none does.
@@ -133,13 +133,13 @@ pub enum Judgement {
 
 /// Reads on hold and flagged items of one tenant. Cheap to clone.
 #[derive(Clone)]
-pub struct Hold(Arc<Inner>);
+pub struct Hold(Arc<HoldInner>);
 
-struct Inner {
+struct HoldInner {
     settings: HoldSettings,
     keys: Keys,
     store: Arc<dyn StateStore>,
-    state: Mutex<State>,
+    state: Mutex<HoldState>,
     /// Pages of flags read lately.
     cache: Mutex<FlagCache>,
     /// Signals that there is work for the tenant's loop to start.
@@ -153,16 +153,16 @@ type FlagsByLink = Arc<BTreeMap<Link, FlagEntry>>;
 type FlagCache = VecDeque<(u64, FlagsByLink)>;
 
 /// Oldest first.
-pub(super) type PageId = (Timestamp, u64);
+pub(super) type HeldPageId = (Timestamp, u64);
 
-struct State {
+struct HoldState {
     horizon: Horizon,
-    pages: BTreeMap<PageId, Held>,
+    pages: BTreeMap<HeldPageId, HeldEntry>,
     records: u64,
     bytes: u64,
     next_page: u64,
     /// Pages that may hold a read of an item flagged since.
-    suspects: BTreeSet<PageId>,
+    suspects: BTreeSet<HeldPageId>,
     /// Prefixes of links flagged since the pages were last looked through.
     fresh: BTreeSet<u32>,
     /// Over the bound, and not far enough below it again.
@@ -180,7 +180,7 @@ struct State {
     untidy: bool,
 }
 
-pub(super) struct Held {
+pub(super) struct HeldEntry {
     head: HeldHead,
     bytes: u64,
 }
@@ -195,14 +195,14 @@ struct FlagMeta {
 /// Reads and flags ready for a commit.
 #[derive(Default)]
 #[must_use = "commit the steps, then call `committed`"]
-pub struct Staged {
+pub struct StagedHold {
     /// For `Change::held`.
     pub ops: Vec<Op>,
-    page: Option<(PageId, Held)>,
+    page: Option<(HeldPageId, HeldEntry)>,
     flags: Option<(u64, Timestamp, Vec<Link>)>,
 }
 
-impl Staged {
+impl StagedHold {
     /// Whether there is nothing to commit.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
@@ -210,14 +210,14 @@ impl Staged {
 }
 
 /// The next work of a turn.
-pub(super) enum Work {
+pub(super) enum HoldWork {
     Nothing,
     /// Pages that may hold flagged reads: those are delivered, the others stay.
-    Look(Vec<PageId>),
+    Look(Vec<HeldPageId>),
     /// Pages whose reads are all to be delivered.
-    Ship(Vec<PageId>),
+    Ship(Vec<HeldPageId>),
     /// Pages to be deleted.
-    Drop(Vec<PageId>),
+    Drop(Vec<HeldPageId>),
     /// Pages of flags to be deleted.
     Forget(Vec<u64>),
     /// Pages of flags to be made one.
@@ -235,7 +235,7 @@ impl Hold {
         settings: HoldSettings,
     ) -> Result<Hold, StateError> {
         let keys = Keys::of(&settings.tenant);
-        let mut state = State {
+        let mut state = HoldState {
             horizon: Horizon::Known { from: Timestamp::MIN, until: Timestamp::MIN },
             pages: BTreeMap::new(),
             records: 0,
@@ -266,10 +266,10 @@ impl Hold {
             let number = number_of(&key)?;
             let head = HeldHead::decode(&key, &bytes)?;
             // A match may have been committed and the reads it concerns not yet delivered when the last run ended.
-            state.add_page((head.created, number), Held { head, bytes: bytes.len() as u64 + PAGE_COST_BYTES });
+            state.add_page((head.created, number), HeldEntry { head, bytes: bytes.len() as u64 + PAGE_COST_BYTES });
             state.next_page = number + 1;
         }
-        Ok(Hold(Arc::new(Inner {
+        Ok(Hold(Arc::new(HoldInner {
             settings,
             keys,
             store,
@@ -280,7 +280,7 @@ impl Hold {
         })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HoldState> {
         self.0.state.lock()
     }
 
@@ -315,15 +315,15 @@ impl Hold {
     // ---- reads ----
 
     /// Decides on a read made available at `created` that names these links.
-    pub fn judge(&self, links: &[Link], created: Timestamp) -> Judgement {
+    pub fn judge(&self, links: &[Link], created: Timestamp) -> HoldDecision {
         let state = self.lock();
         // A read without a link can never be joined to a match.
         if links.iter().any(|link| state.flags.contains_key(link)) {
-            Judgement::Flagged
+            HoldDecision::Flagged
         } else if links.is_empty() || state.horizon == Horizon::Blind || state.is_past(created, self.0.settings.hold) {
-            Judgement::Drop
+            HoldDecision::Drop
         } else {
-            Judgement::Hold
+            HoldDecision::Hold
         }
     }
 
@@ -373,9 +373,9 @@ impl Hold {
         &self,
         blob: &BlobRef,
         records: &mut Vec<HeldRecord>,
-        matches: &mut Vec<Match>,
-    ) -> Result<Staged, StateError> {
-        let mut staged = Staged::default();
+        matches: &mut Vec<DlpMatch>,
+    ) -> Result<StagedHold, StateError> {
+        let mut staged = StagedHold::default();
         let flags = self.new_flags(matches, blob.created).await?;
         matches.clear();
         if !records.is_empty() {
@@ -387,7 +387,7 @@ impl Hold {
             };
             let value = page.encode();
             let number = self.lock().take_page_number();
-            let held = Held { head: page.head(), bytes: value.len() as u64 + PAGE_COST_BYTES };
+            let held = HeldEntry { head: page.head(), bytes: value.len() as u64 + PAGE_COST_BYTES };
             staged.ops.push(put(self.0.keys.held_page(number), value));
             staged.page = Some(((blob.created, number), held));
         }
@@ -402,7 +402,7 @@ impl Hold {
     }
 
     /// Records that the staged changes are durable.
-    pub fn committed(&self, staged: Staged) {
+    pub fn committed(&self, staged: StagedHold) {
         let mut state = self.lock();
         let mut wake = false;
         if let Some((number, newest, links)) = staged.flags {
@@ -429,13 +429,13 @@ impl Hold {
     /// Whether a turn would do something.
     pub fn has_work(&self, now: Option<Timestamp>) -> bool {
         let mut state = self.lock();
-        let some = !state.fresh.is_empty() || !matches!(self.next(&state, now), Work::Nothing);
+        let some = !state.fresh.is_empty() || !matches!(self.next(&state, now), HoldWork::Nothing);
         state.untidy &= some;
         some
     }
 
     /// Returns the next work. Recently flagged items are searched for among held reads first.
-    pub(super) fn next_work(&self, now: Option<Timestamp>) -> Work {
+    pub(super) fn next_work(&self, now: Option<Timestamp>) -> HoldWork {
         let bytes_max = self.0.settings.bytes_max;
         let mut state = self.lock();
         state.look_for_fresh();
@@ -444,26 +444,26 @@ impl Hold {
         self.next(&state, now)
     }
 
-    fn next(&self, state: &State, now: Option<Timestamp>) -> Work {
+    fn next(&self, state: &HoldState, now: Option<Timestamp>) -> HoldWork {
         let settings = &self.0.settings;
         let oldest = |n: usize| state.pages.keys().take(n).copied().collect::<Vec<_>>();
         if !state.suspects.is_empty() {
-            return Work::Look(state.suspects.iter().take(PAGES_PER_RELEASE).copied().collect());
+            return HoldWork::Look(state.suspects.iter().take(PAGES_PER_RELEASE).copied().collect());
         }
         let Some(((created, _), _)) = state.pages.first_key_value() else { return self.next_of_flags(state, now) };
         // Dropping is off, or no content type shows any more what may be dropped: held reads must not be lost because
         // of that.
         if !settings.dropping || state.horizon == Horizon::Blind {
-            return Work::Ship(oldest(PAGES_PER_RELEASE));
+            return HoldWork::Ship(oldest(PAGES_PER_RELEASE));
         }
         if state.is_before(*created) {
             let before = oldest(PAGES_PER_RELEASE).into_iter().take_while(|(created, _)| state.is_before(*created));
-            return Work::Ship(before.collect());
+            return HoldWork::Ship(before.collect());
         }
         if state.is_past(*created, settings.hold) {
             let past =
                 oldest(PAGES_PER_DROP).into_iter().take_while(|(created, _)| state.is_past(*created, settings.hold));
-            return Work::Drop(past.collect());
+            return HoldWork::Drop(past.collect());
         }
         if state.shedding || state.bytes > settings.bytes_max {
             let mut left = state.bytes;
@@ -476,14 +476,14 @@ impl Hold {
                 left = left.saturating_sub(held.bytes);
                 pages.push(*id);
             }
-            return Work::Ship(pages);
+            return HoldWork::Ship(pages);
         }
         self.next_of_flags(state, now)
     }
 
-    fn next_of_flags(&self, state: &State, now: Option<Timestamp>) -> Work {
+    fn next_of_flags(&self, state: &HoldState, now: Option<Timestamp>) -> HoldWork {
         if !state.untidy {
-            return Work::Nothing;
+            return HoldWork::Nothing;
         }
         let settings = &self.0.settings;
         let aged = |meta: &FlagMeta| now.is_some_and(|now| now.duration_since(meta.newest) > settings.flag_age);
@@ -493,18 +493,18 @@ impl Hold {
             forget.extend(state.flag_pages.keys().next());
         }
         if !forget.is_empty() {
-            return Work::Forget(forget);
+            return HoldWork::Forget(forget);
         }
         let small = state.flag_pages.iter().filter(|(_, meta)| meta.live < FLAGS_SMALL).map(|(n, _)| *n);
         let small: Vec<u64> = small.take(FOLD_PAGES).collect();
-        if small.len() == FOLD_PAGES { Work::Fold(small) } else { Work::Nothing }
+        if small.len() == FOLD_PAGES { HoldWork::Fold(small) } else { HoldWork::Nothing }
     }
 
     // ---- what a turn does to pages ----
 
     /// These pages by content type, without those that are there no longer.
-    pub(super) fn by_type(&self, pages: Vec<PageId>) -> BTreeMap<ContentType, Vec<PageId>> {
-        let mut by_type: BTreeMap<ContentType, Vec<PageId>> = BTreeMap::new();
+    pub(super) fn by_type(&self, pages: Vec<HeldPageId>) -> BTreeMap<ContentType, Vec<HeldPageId>> {
+        let mut by_type: BTreeMap<ContentType, Vec<HeldPageId>> = BTreeMap::new();
         let mut state = self.lock();
         for id in pages {
             match state.pages.get(&id) {
@@ -519,7 +519,7 @@ impl Hold {
     ///
     /// # Errors
     /// When the store cannot be read, or has no such page.
-    pub(super) async fn page(&self, id: PageId) -> Result<HeldPage, StateError> {
+    pub(super) async fn page(&self, id: HeldPageId) -> Result<HeldPage, StateError> {
         let key = self.0.keys.held_page(id.1);
         let Some((bytes, _)) = self.0.store.load(&key).await? else {
             return Err(StateError::Corrupt { key, why: "the page is missing".into() });
@@ -531,7 +531,10 @@ impl Hold {
     ///
     /// # Errors
     /// When the store cannot be read, or the value is not a page.
-    pub(super) async fn keyed_rules(&self, id: PageId) -> Result<Vec<(Arc<str>, Option<CanonicalKey>)>, StateError> {
+    pub(super) async fn keyed_rules(
+        &self,
+        id: HeldPageId,
+    ) -> Result<Vec<(Arc<str>, Option<CanonicalKey>)>, StateError> {
         let key = self.0.keys.held_page(id.1);
         match self.0.store.load(&key).await? {
             Some((bytes, _)) => HeldPage::keyed_rules(&key, &bytes),
@@ -541,9 +544,9 @@ impl Hold {
 
     /// Prepares for a commit the reads that stay on a page; `None` when all stay, because only 32 bits of a link
     /// coincided.
-    pub(super) fn keep(&self, id: PageId, page: &HeldPage) -> Option<(Op, Kept)> {
+    pub(super) fn keep(&self, id: HeldPageId, page: &HeldPage) -> Option<(Op, PartlyReleased)> {
         if page.records.is_empty() {
-            return Some((self.delete(id), Kept { id, rest: None }));
+            return Some((self.delete(id), PartlyReleased { id, rest: None }));
         }
         let key = self.0.keys.held_page(id.1);
         let mut state = self.lock();
@@ -554,15 +557,15 @@ impl Hold {
         }
         drop(state);
         let value = page.encode();
-        let rest = Held { head: page.head(), bytes: value.len() as u64 + PAGE_COST_BYTES };
-        Some((put(key, value), Kept { id, rest: Some(rest) }))
+        let rest = HeldEntry { head: page.head(), bytes: value.len() as u64 + PAGE_COST_BYTES };
+        Some((put(key, value), PartlyReleased { id, rest: Some(rest) }))
     }
 
     /// Records that the rest of these pages is durable. Returns whether to log that reads were delivered for lack of
     /// room (`shed`).
-    pub(super) fn kept(&self, pages: Vec<Kept>, shed: bool) -> bool {
+    pub(super) fn kept(&self, pages: Vec<PartlyReleased>, shed: bool) -> bool {
         let mut state = self.lock();
-        for Kept { id, rest } in pages {
+        for PartlyReleased { id, rest } in pages {
             state.remove_page(id);
             if let Some(held) = rest {
                 state.add_page(id, held);
@@ -576,12 +579,12 @@ impl Hold {
     }
 
     /// The operation that deletes a page from the disk.
-    pub(super) fn delete(&self, id: PageId) -> Op {
+    pub(super) fn delete(&self, id: HeldPageId) -> Op {
         Op::Delete { key: self.0.keys.held_page(id.1), expected: Expected::Any }
     }
 
     /// Removes these pages; returns how many reads of each content type each rule dropped.
-    pub(super) fn dropped(&self, pages: &[PageId]) -> BTreeMap<(ContentType, Arc<str>), u64> {
+    pub(super) fn dropped(&self, pages: &[HeldPageId]) -> BTreeMap<(ContentType, Arc<str>), u64> {
         let mut counts: BTreeMap<(ContentType, Arc<str>), u64> = BTreeMap::new();
         let mut state = self.lock();
         for id in pages {
@@ -603,9 +606,9 @@ impl Hold {
     // ---- flags ----
 
     /// The flags that matches add to the known ones.
-    async fn new_flags(&self, matches: &[Match], at: Timestamp) -> Result<Vec<FlagEntry>, StateError> {
+    async fn new_flags(&self, matches: &[DlpMatch], at: Timestamp) -> Result<Vec<FlagEntry>, StateError> {
         let mut found: BTreeMap<Link, Flag> = BTreeMap::new();
-        for Match { links, flag } in matches {
+        for DlpMatch { links, flag } in matches {
             for link in links {
                 match found.get_mut(link) {
                     Some(known) => drop(known.merge(flag)),
@@ -708,12 +711,12 @@ impl Hold {
 }
 
 /// A page of which reads were delivered, with the rest of it.
-pub(super) struct Kept {
-    id: PageId,
-    rest: Option<Held>,
+pub(super) struct PartlyReleased {
+    id: HeldPageId,
+    rest: Option<HeldEntry>,
 }
 
-impl State {
+impl HoldState {
     /// Whether all matches that could concern a read made available then are known.
     fn is_past(&self, created: Timestamp, hold: SignedDuration) -> bool {
         match self.horizon {
@@ -740,7 +743,7 @@ impl State {
     }
 
     /// Makes a page visible, and looks in it for items that are already flagged.
-    fn add_page(&mut self, id: PageId, held: Held) {
+    fn add_page(&mut self, id: HeldPageId, held: HeldEntry) {
         self.records += held.head.records();
         self.bytes += held.bytes;
         if !self.flags.is_empty() {
@@ -752,7 +755,7 @@ impl State {
         self.pages.insert(id, held);
     }
 
-    fn remove_page(&mut self, id: PageId) -> Option<Held> {
+    fn remove_page(&mut self, id: HeldPageId) -> Option<HeldEntry> {
         let held = self.pages.remove(&id)?;
         self.records -= held.head.records();
         self.bytes -= held.bytes;

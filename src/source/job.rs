@@ -139,7 +139,7 @@ pub(super) enum Salvage {
 
 /// How a fetch ended.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum FetchOutcome {
     /// The blob is marked as settled.
     Settled,
     /// To be tried again. `damaged` is the hash of a complete body that is not an array of events.

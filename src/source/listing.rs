@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{FaultKind, fault_kind};
-use super::health::{Board, Level, Place};
+use super::health::{Component, HealthReporter, Level};
 use super::report::{Left, LeftKind, ONCE_ATTEMPTS_MAX};
 use super::server_time::ServerTime;
 use super::subscription::{Restart, Subscriptions};
@@ -43,7 +43,7 @@ const RETRY_ONCE: Backoff = Backoff::between(Duration::from_secs(1), Duration::f
 
 /// A report of a lister to the tenant's loop.
 #[derive(Debug)]
-pub enum Found {
+pub enum ListerReport {
     /// A page was read.
     Page {
         /// The stream.
@@ -131,12 +131,12 @@ pub struct Lister {
     pub(super) api: ApiClient,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) server: ServerTime,
-    pub(super) board: Board,
+    pub(super) reporter: HealthReporter,
     pub(super) subscriptions: Subscriptions,
     pub(super) settled: EventIndex,
     pub(super) store: Arc<dyn StateStore>,
     pub(super) settings: ListerSettings,
-    pub(super) found: mpsc::Sender<Box<Found>>,
+    pub(super) found: mpsc::Sender<Box<ListerReport>>,
     pub(super) guidance: watch::Receiver<Guidance>,
     pub(super) stop: CancellationToken,
 }
@@ -203,9 +203,9 @@ impl Queues {
 }
 
 /// The loop is gone or the source is stopping: the lister ends.
-struct Ending;
+struct ListerEnd;
 
-type Step = Result<(), Ending>;
+type Continues = Result<(), ListerEnd>;
 
 impl Lister {
     /// Lists until stopped; with `once`, until every window was read or given up. Boxed, since a task would hold what it
@@ -214,9 +214,9 @@ impl Lister {
         let _ = self.try_run(subscribed).await;
     }
 
-    async fn try_run(&mut self, subscribed: bool) -> Step {
+    async fn try_run(&mut self, subscribed: bool) -> Continues {
         if !subscribed {
-            self.tell(Found::Disabled { content_type: self.content_type }).await?;
+            self.report_found(ListerReport::Disabled { content_type: self.content_type }).await?;
             if !Box::pin(self.subscribe()).await? {
                 return Ok(());
             }
@@ -229,25 +229,25 @@ impl Lister {
         StreamId { tenant: self.tenant.clone(), content_type: self.content_type }
     }
 
-    fn place(&self) -> Place {
-        Place::Stream(self.content_type)
+    fn place(&self) -> Component {
+        Component::Stream(self.content_type)
     }
 
-    async fn tell(&self, found: Found) -> Step {
+    async fn report_found(&self, found: ListerReport) -> Continues {
         tokio::select! {
-            sent = self.found.send(Box::new(found)) => sent.map_err(|_| Ending),
-            () = self.stop.cancelled() => Err(Ending),
+            sent = self.found.send(Box::new(found)) => sent.map_err(|_| ListerEnd),
+            () = self.stop.cancelled() => Err(ListerEnd),
         }
     }
 
-    async fn sleep(&self, duration: Duration) -> Step {
+    async fn sleep(&self, duration: Duration) -> Continues {
         tokio::select! {
             () = self.clock.sleep(duration) => Ok(()),
-            () = self.stop.cancelled() => Err(Ending),
+            () = self.stop.cancelled() => Err(ListerEnd),
         }
     }
 
-    async fn run_once(&mut self) -> Step {
+    async fn run_once(&mut self) -> Continues {
         let now = self.server.for_requests();
         let bounds = self.guidance.borrow().bounds;
         let mut queues = Queues::default();
@@ -257,12 +257,14 @@ impl Lister {
         while let Some(cursor) = queues.backlog.pop_front() {
             while !self.guidance.borrow_and_update().room {
                 tokio::select! {
-                    changed = self.guidance.changed() => changed.map_err(|_| Ending)?,
-                    () = self.stop.cancelled() => return Err(Ending),
+                    changed = self.guidance.changed() => changed.map_err(|_| ListerEnd)?,
+                    () = self.stop.cancelled() => return Err(ListerEnd),
                 }
             }
             if let Some(left) = self.page(cursor, &mut queues, true).await? {
-                return self.tell(Found::Ended { content_type: self.content_type, left: Some(left) }).await;
+                return self
+                    .report_found(ListerReport::Ended { content_type: self.content_type, left: Some(left) })
+                    .await;
             }
             let due = queues.backlog.iter().map(|c| c.not_before).min().unwrap_or_default();
             let now = self.clock.monotonic();
@@ -279,10 +281,10 @@ impl Lister {
             ),
             kind: LeftKind::Passing,
         });
-        self.tell(Found::Ended { content_type: self.content_type, left }).await
+        self.report_found(ListerReport::Ended { content_type: self.content_type, left }).await
     }
 
-    async fn run_on(&mut self) -> Step {
+    async fn run_on(&mut self) -> Continues {
         let mut queues = Queues::default();
         let mut next_poll = self.clock.monotonic();
         let mut first = true;
@@ -296,7 +298,7 @@ impl Lister {
                     // can correct it.
                     tokio::select! {
                         _ = Box::pin(self.api.list_subscriptions()) => {}
-                        () = self.stop.cancelled() => return Err(Ending),
+                        () = self.stop.cancelled() => return Err(ListerEnd),
                     }
                 }
                 // The second poll comes at any time up to an interval after the first, so that tenants and types that
@@ -318,8 +320,8 @@ impl Lister {
                 let due = retries.chain([next_poll]).min().unwrap_or(next_poll);
                 tokio::select! {
                     () = self.clock.sleep(due.saturating_sub(now)) => {}
-                    changed = self.guidance.changed() => changed.map_err(|_| Ending)?,
-                    () = self.stop.cancelled() => return Err(Ending),
+                    changed = self.guidance.changed() => changed.map_err(|_| ListerEnd)?,
+                    () = self.stop.cancelled() => return Err(ListerEnd),
                 }
             }
         }
@@ -370,12 +372,12 @@ impl Lister {
 
     /// Reads one page of `cursor` and puts the cursor back unless its window is read. `Some` only with `once`: the
     /// stream cannot be read to its end.
-    async fn page(&mut self, mut cursor: Cursor, queues: &mut Queues, fresh: bool) -> Result<Option<Left>, Ending> {
+    async fn page(&mut self, mut cursor: Cursor, queues: &mut Queues, fresh: bool) -> Result<Option<Left>, ListerEnd> {
         debug_assert!(cursor.window.end.duration_since(cursor.window.start) <= plan::WINDOW_SPAN_MAX, "CK-4: too wide");
         debug_assert!(cursor.window.start < cursor.window.end, "CK-4: empty");
         let listed = tokio::select! {
             listed = self.api.list_content(self.content_type, cursor.window, cursor.page.as_ref()) => listed,
-            () = self.stop.cancelled() => return Err(Ending),
+            () = self.stop.cancelled() => return Err(ListerEnd),
         };
         let page = match listed {
             Ok(page) => page,
@@ -405,11 +407,11 @@ impl Lister {
         }
         let is_well = |cursor: &Cursor| cursor.failures < FAILURES_BEFORE_TROUBLE;
         if is_well(&cursor) && queues.fresh.iter().chain(&queues.backlog).all(is_well) {
-            self.board.clear(self.place());
+            self.reporter.clear(self.place());
         }
-        self.board.clear(Place::Tenant);
+        self.reporter.clear(Component::Tenant);
         if let Some(at) = self.server.trusted() {
-            self.tell(Found::Listed { content_type: self.content_type, at }).await?;
+            self.report_found(ListerReport::Listed { content_type: self.content_type, at }).await?;
         }
         for item in &page.skipped {
             // An unreadable item may be a blob, so its window does not count as read and is listed again.
@@ -418,7 +420,7 @@ impl Lister {
         let complete = page.next.is_none() && page.skipped.is_empty();
         let read = complete.then_some(cursor.window);
         let blobs = self.unsettled(page.blobs).await;
-        self.tell(Found::Page { content_type: self.content_type, blobs, read }).await?;
+        self.report_found(ListerReport::Page { content_type: self.content_type, blobs, read }).await?;
         if complete {
             self.window_read(&cursor, queues).await?;
             return Ok(None);
@@ -433,7 +435,7 @@ impl Lister {
         next: Option<PageLink>,
         queues: &mut Queues,
         fresh: bool,
-    ) -> Result<Option<Left>, Ending> {
+    ) -> Result<Option<Left>, ListerEnd> {
         cursor.pages += 1;
         match next {
             Some(next) if cursor.visited.insert(next.as_str().to_owned()) && cursor.pages < PAGES_MAX => {
@@ -490,13 +492,13 @@ impl Lister {
         kept
     }
 
-    async fn window_read(&mut self, cursor: &Cursor, queues: &mut Queues) -> Step {
+    async fn window_read(&mut self, cursor: &Cursor, queues: &mut Queues) -> Continues {
         let Some((reach, at, windows)) = queues.passes.get_mut(&cursor.pass) else { return Ok(()) };
         *windows -= 1;
         if *windows == 0 {
             let (reach, at) = (*reach, *at);
             queues.passes.remove(&cursor.pass);
-            self.tell(Found::PassDone { content_type: self.content_type, reach, at }).await?;
+            self.report_found(ListerReport::PassDone { content_type: self.content_type, reach, at }).await?;
         }
         Ok(())
     }
@@ -507,14 +509,20 @@ impl Lister {
     }
 
     /// Puts a cursor that failed back with a pause; with `once`, gives up after [`ONCE_ATTEMPTS_MAX`].
-    fn again(&self, mut cursor: Cursor, queues: &mut Queues, fresh: bool, why: String) -> Result<Option<Left>, Ending> {
+    fn again(
+        &self,
+        mut cursor: Cursor,
+        queues: &mut Queues,
+        fresh: bool,
+        why: String,
+    ) -> Result<Option<Left>, ListerEnd> {
         cursor.failures += 1;
         let why = format!("cannot list {}: {why}", self.stream());
         if self.settings.once && cursor.failures >= ONCE_ATTEMPTS_MAX {
             return Ok(Some(Left { why, kind: LeftKind::Passing }));
         }
         if cursor.failures >= FAILURES_BEFORE_TROUBLE {
-            self.board.report(self.place(), Level::Degraded, why, "it will be retried; no data is skipped");
+            self.reporter.report(self.place(), Level::Degraded, why, "it will be retried; no data is skipped");
         }
         cursor.not_before = cursor.not_before.max(self.clock.monotonic() + self.delay(cursor.failures));
         self.put_back(cursor, queues, fresh, false);
@@ -531,14 +539,14 @@ impl Lister {
         queues: &mut Queues,
         fresh: bool,
         error: ApiError,
-    ) -> Result<Option<Left>, Ending> {
+    ) -> Result<Option<Left>, ListerEnd> {
         let once = self.settings.once;
         match error.action() {
             // Requests the same page again, after a pause of its own: Microsoft may grant other requests meanwhile.
             Action::Throttled { retry_after } => {
                 cursor.failures += 1;
                 if once && cursor.failures >= 10 * ONCE_ATTEMPTS_MAX {
-                    return Ok(Some(Left { why: self.told(&error), kind: LeftKind::Passing }));
+                    return Ok(Some(Left { why: self.message_of(&error), kind: LeftKind::Passing }));
                 }
                 let pause = self.delay(cursor.failures).max(retry_after.unwrap_or_default());
                 cursor.not_before = self.clock.monotonic() + pause;
@@ -567,7 +575,7 @@ impl Lister {
             Action::AlreadyEnabled | Action::Retry { .. } | Action::RetryBlobSlowly => {
                 if once && cursor.failures + 1 >= ONCE_ATTEMPTS_MAX {
                     let kind = left_kind(&error);
-                    return Ok(Some(Left { why: self.told(&error), kind }));
+                    return Ok(Some(Left { why: self.message_of(&error), kind }));
                 }
                 cursor.not_before = self.clock.monotonic() + error.not_before().unwrap_or_default();
                 self.again(cursor, queues, fresh, error.to_string())
@@ -582,19 +590,19 @@ impl Lister {
         queues: &mut Queues,
         fresh: bool,
         error: ApiError,
-    ) -> Result<Option<Left>, Ending> {
+    ) -> Result<Option<Left>, ListerEnd> {
         let once = self.settings.once;
-        self.tell(Found::Disabled { content_type: self.content_type }).await?;
+        self.report_found(ListerReport::Disabled { content_type: self.content_type }).await?;
         let restart = self.subscriptions.start(self.content_type).await;
         cursor.restart();
         let pause = match restart {
             Restart::Started { was_off } => {
                 if !was_off {
-                    self.tell(Found::NotDisabled { content_type: self.content_type }).await?;
+                    self.report_found(ListerReport::NotDisabled { content_type: self.content_type }).await?;
                 }
                 cursor.failures += 1;
                 if once && cursor.failures >= ONCE_ATTEMPTS_MAX {
-                    return Ok(Some(Left { why: self.told(&error), kind: LeftKind::Passing }));
+                    return Ok(Some(Left { why: self.message_of(&error), kind: LeftKind::Passing }));
                 }
                 let next_cycle = if once { self.delay(cursor.failures) } else { self.settings.poll_interval };
                 next_cycle.min(PARKED_DELAY)
@@ -606,7 +614,7 @@ impl Lister {
                     return Ok(Some(Left { why, kind: LeftKind::Passing }));
                 }
                 let hint = "Microsoft allows a start every 15 minutes; it is started again then";
-                self.board.report(self.place(), Level::Degraded, why, hint);
+                self.reporter.report(self.place(), Level::Degraded, why, hint);
                 wait
             }
             Restart::Failed(start_error) => return self.unlistable(cursor, queues, fresh, start_error).await,
@@ -623,8 +631,8 @@ impl Lister {
         queues: &mut Queues,
         fresh: bool,
         error: ApiError,
-    ) -> Result<Option<Left>, Ending> {
-        self.tell_parked(&error).await?;
+    ) -> Result<Option<Left>, ListerEnd> {
+        self.report_parked(&error).await?;
         if let Some(left) = self.complain(&error) {
             return Ok(Some(left));
         }
@@ -639,9 +647,9 @@ impl Lister {
         Ok(None)
     }
 
-    async fn tell_parked(&self, error: &ApiError) -> Step {
+    async fn report_parked(&self, error: &ApiError) -> Continues {
         match error.action() {
-            Action::ParkType => self.tell(Found::Parked { content_type: self.content_type }).await,
+            Action::ParkType => self.report_found(ListerReport::Parked { content_type: self.content_type }).await,
             _ => Ok(()),
         }
     }
@@ -652,33 +660,43 @@ impl Lister {
         let kind = if optional { LeftKind::Optional } else { left_kind(error) };
         match error.action() {
             Action::ParkType => {
-                self.board.report(self.place(), Level::Degraded, format!("{}: {error}", error.slug()), &error.hint());
+                self.reporter.report(
+                    self.place(),
+                    Level::Degraded,
+                    format!("{}: {error}", error.slug()),
+                    &error.hint(),
+                );
             }
-            _ => self.board.report(Place::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint()),
+            _ => self.reporter.report(
+                Component::Tenant,
+                Level::Failed,
+                format!("{}: {error}", error.slug()),
+                &error.hint(),
+            ),
         }
-        self.settings.once.then(|| Left { why: self.told(error), kind })
+        self.settings.once.then(|| Left { why: self.message_of(error), kind })
     }
 
-    fn told(&self, error: &ApiError) -> String {
+    fn message_of(&self, error: &ApiError) -> String {
         format!("{}: {error} (hint: {})", error.slug(), error.hint())
     }
 
     /// Starts the stream's subscription before its first listing. False: given up (`once`).
-    async fn subscribe(&mut self) -> Result<bool, Ending> {
+    async fn subscribe(&mut self) -> Result<bool, ListerEnd> {
         let mut failures = 0;
         loop {
             let restart = tokio::select! {
                 restart = self.subscriptions.start(self.content_type) => restart,
-                () = self.stop.cancelled() => return Err(Ending),
+                () = self.stop.cancelled() => return Err(ListerEnd),
             };
             let left = match restart {
                 Restart::Started { was_off } => {
                     if !was_off {
-                        self.tell(Found::NotDisabled { content_type: self.content_type }).await?;
+                        self.report_found(ListerReport::NotDisabled { content_type: self.content_type }).await?;
                     }
-                    self.tell(Found::Subscribed { content_type: self.content_type }).await?;
+                    self.report_found(ListerReport::Subscribed { content_type: self.content_type }).await?;
                     tracing::debug!(tenant = %self.tenant, content_type = %self.content_type, "subscription started");
-                    self.board.clear(self.place());
+                    self.reporter.clear(self.place());
                     return Ok(true);
                 }
                 Restart::NotYet { wait } => {
@@ -690,7 +708,7 @@ impl Lister {
                         // The next listing shows whether it is on by now.
                         return Ok(true);
                     }
-                    self.board.report(
+                    self.reporter.report(
                         self.place(),
                         Level::Degraded,
                         why,
@@ -700,7 +718,7 @@ impl Lister {
                     continue;
                 }
                 Restart::Failed(error) if matches!(error.action(), Action::ParkType | Action::SlowRetryTenant) => {
-                    self.tell_parked(&error).await?;
+                    self.report_parked(&error).await?;
                     let left = self.complain(&error);
                     if left.is_none() {
                         let parked = matches!(error.action(), Action::ParkType);
@@ -716,7 +734,7 @@ impl Lister {
                 }
             };
             if left.is_some() {
-                self.tell(Found::Ended { content_type: self.content_type, left }).await?;
+                self.report_found(ListerReport::Ended { content_type: self.content_type, left }).await?;
                 return Ok(false);
             }
             self.sleep(self.delay(failures.max(1))).await?;
@@ -729,10 +747,10 @@ impl Lister {
             return None;
         }
         if failures >= 3 {
-            self.board.report(self.place(), Level::Degraded, format!("{}: {error}", error.slug()), &error.hint());
+            self.reporter.report(self.place(), Level::Degraded, format!("{}: {error}", error.slug()), &error.hint());
         }
         let is_last = self.settings.once && failures >= ONCE_ATTEMPTS_MAX;
-        is_last.then(|| Left { why: self.told(error), kind: left_kind(error) })
+        is_last.then(|| Left { why: self.message_of(error), kind: left_kind(error) })
     }
 }
 

@@ -4,13 +4,14 @@
 //! holds the one loop, and `decisions` its decisions; [`listing`] lists blobs, [`fetch`] fetches them, [`deliver`]
 //! delivers their records, [`aside`] offers rejected records again, [`subscription`] keeps the feed on, [`health`]
 //! reports faults, [`hold`] indexes routine reads that data loss prevention may still flag, [`release`] delivers or
-//! drops them, [`backfill`] reads a range again on request (through the [`desk`]), [`heal`] fills gaps through
+//! drops them, [`backfill`] reads a range again on request (through the [`backfill_requests`]), [`heal`] fills gaps through
 //! Microsoft Graph, [`budget`] bounds memory, [`fleet`] holds the resources that the sources of one process share, and
 //! `turns` decides which of them may read. None of them knows a host by name or Microsoft's wire format.
 
 pub mod aside;
-pub mod asking;
 pub mod backfill;
+pub mod backfill_requests;
+mod batch_receipts;
 mod body;
 pub mod budget;
 pub mod check;
@@ -18,7 +19,6 @@ pub mod checkpoints;
 pub mod context;
 mod decisions;
 pub mod deliver;
-pub mod desk;
 mod downloads;
 pub mod error;
 pub mod estimate;
@@ -35,13 +35,13 @@ pub mod parts;
 mod reading;
 pub mod release;
 pub mod report;
+pub mod requests;
 pub mod server_time;
 pub mod slow_store;
 mod stream;
 pub mod subscription;
 mod tasks;
 pub mod tenant;
-mod told;
 mod turns;
 mod twin;
 mod unsettled;
@@ -61,14 +61,14 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::api::{ARC_KEY_DIR, ApiClient, ApiSettings, CertificateFiles, ManagedIdentity};
-use crate::auth::{Credential, TokenEndpoint};
+use crate::auth::{Credential, EndpointVersion};
 use crate::checkpoint::journal::Keeping;
 use crate::clock::Clock;
 use crate::config::{self, AuthMethod, Problem, SourceConfig};
 use crate::host::{Health, Host};
 use crate::model::Actionable;
-use crate::normalise::{Mask, Normaliser, Settings};
-use desk::{BackfillError, Desk};
+use crate::normalise::{Mask, Normaliser, NormaliserSettings};
+use backfill_requests::{BackfillError, BackfillQueue};
 pub use error::{FaultKind, SourceError, fault_kind};
 use fleet::Fleet;
 pub use report::Report;
@@ -132,10 +132,10 @@ pub struct M365Audit {
     config: SourceConfig,
     clock: Arc<dyn Clock>,
     once: bool,
-    desk: Option<Desk>,
-    heal_desk: Option<heal::desk::Desk>,
+    backfill_queue: Option<BackfillQueue>,
+    heal_queue: Option<heal::requests::HealQueue>,
     heal_pages_max: Option<u32>,
-    retries: Option<mpsc::Receiver<aside::Ask>>,
+    retries: Option<mpsc::Receiver<aside::RetryRequest>>,
     receipts: Option<Keeping>,
     fleet: Fleet,
 }
@@ -155,8 +155,8 @@ impl M365Audit {
             config,
             clock,
             once: false,
-            desk: None,
-            heal_desk: None,
+            backfill_queue: None,
+            heal_queue: None,
             heal_pages_max: None,
             retries: None,
             receipts: None,
@@ -170,10 +170,10 @@ impl M365Audit {
         Self { fleet: fleet.clone(), ..self }
     }
 
-    /// The same source, which takes requests for back-fills from `desk` while it runs.
+    /// The same source, which takes requests for back-fills from `backfill_requests` while it runs.
     #[doc(hidden)]
-    pub fn with_desk(self, desk: Desk) -> Self {
-        Self { desk: Some(desk), ..self }
+    pub fn with_backfill_queue(self, backfill_queue: BackfillQueue) -> Self {
+        Self { backfill_queue: Some(backfill_queue), ..self }
     }
 
     /// The same source, which rejects an answer of Microsoft Graph with more pages than this. For tests: the usual
@@ -183,15 +183,15 @@ impl M365Audit {
         Self { heal_pages_max: Some(pages), ..self }
     }
 
-    /// The same source, which takes requests to fill ranges through Microsoft Graph from `desk` while it runs.
+    /// The same source, which takes requests to fill ranges through Microsoft Graph from `backfill_requests` while it runs.
     #[doc(hidden)]
-    pub fn with_heal_desk(self, desk: heal::desk::Desk) -> Self {
-        Self { heal_desk: Some(desk), ..self }
+    pub fn with_heal_queue(self, backfill_queue: heal::requests::HealQueue) -> Self {
+        Self { heal_queue: Some(backfill_queue), ..self }
     }
 
     /// The same source, which offers the records it has set aside to the host again when `retries` asks for it.
     #[doc(hidden)]
-    pub fn with_retries(self, retries: mpsc::Receiver<aside::Ask>) -> Self {
+    pub fn with_retries(self, retries: mpsc::Receiver<aside::RetryRequest>) -> Self {
         Self { retries: Some(retries), ..self }
     }
 
@@ -206,7 +206,11 @@ impl M365Audit {
     /// # Errors
     /// When the range cannot be read, the state cannot be used, or Microsoft cannot be asked.
     #[doc(hidden)]
-    pub async fn backfill(self, host: Arc<dyn Host>, asked: backfill::Asked) -> Result<backfill::Ended, BackfillError> {
+    pub async fn backfill(
+        self,
+        host: Arc<dyn Host>,
+        asked: backfill::BackfillRequest,
+    ) -> Result<backfill::BackfillResult, BackfillError> {
         let server = ServerTime::new(self.clock.clone());
         let api = self.client(&server)?;
         let parts = self.parts(api, server, host)?;
@@ -221,8 +225,8 @@ impl M365Audit {
     pub async fn heal(
         self,
         host: Arc<dyn Host>,
-        asked: heal::desk::Asked,
-    ) -> Result<heal::desk::Ended, heal::desk::HealError> {
+        asked: heal::requests::HealRequest,
+    ) -> Result<heal::requests::HealResult, heal::requests::HealError> {
         let server = ServerTime::new(self.clock.clone());
         let api = self.client(&server)?;
         let parts = self.parts(api, server, host)?;
@@ -259,11 +263,11 @@ impl M365Audit {
         host: &dyn Host,
         shutdown: &CancellationToken,
     ) -> Result<Option<ApiClient>, SourceError> {
-        let mut told = None;
+        let mut logged = None;
         loop {
             let error = match self.client(server) {
                 Ok(api) => {
-                    if told.is_some() {
+                    if logged.is_some() {
                         health::show(host, &self.name, &self.config.tenant_id, Health::Healthy);
                     }
                     return Ok(Some(api));
@@ -272,10 +276,10 @@ impl M365Audit {
                 Err(error) => return Err(error),
             };
             let why = format!("{}: {error} (hint: {})", error.slug(), error.hint());
-            if told.as_ref() != Some(&why) {
+            if logged.as_ref() != Some(&why) {
                 tracing::error!(source = %self.name, tenant = %self.config.tenant_id, "{why}");
                 health::show(host, &self.name, &self.config.tenant_id, Health::Failed { why: why.clone() });
-                told = Some(why);
+                logged = Some(why);
             }
             tokio::select! {
                 () = self.clock.sleep(FILE_RETRY) => {}
@@ -385,11 +389,11 @@ impl M365Audit {
     }
 
     /// How its records are made.
-    fn settings(&self) -> Result<Settings, SourceError> {
+    fn settings(&self) -> Result<NormaliserSettings, SourceError> {
         let config = &self.config;
         let rules = config.severity.load().map_err(|source| SourceError::Rules { name: self.name.clone(), source })?;
         let mask = Mask::new(config.mask_detected_values, &config.mask);
-        Ok(Settings {
+        Ok(NormaliserSettings {
             format: config.format,
             raw: config.raw,
             ocsf_version: config.ocsf_version,
@@ -432,14 +436,14 @@ impl M365Audit {
                 flag_age: seconds(config.dlp_flag_secs),
             },
             once: self.once,
-            heal: heal::desk::HealSettings {
+            heal: heal::requests::HealSettings {
                 gaps: config.heal.graph,
                 query_wait: Duration::from_secs(config.heal.query_wait_secs),
                 pages_max: self.heal_pages_max.unwrap_or(heal::PAGES_MAX),
                 without_search: (!config.cloud.has_audit_search()).then(|| config.cloud.as_str().to_owned()),
             },
-            heal_desk: self.heal_desk,
-            desk: self.desk,
+            heal_queue: self.heal_queue,
+            backfill_queue: self.backfill_queue,
             retries: self.retries,
         })
     }
@@ -467,8 +471,8 @@ fn api_settings(config: &SourceConfig) -> Result<ApiSettings, SourceError> {
         authority_url: url(&config.authority_origin())?,
         audience: config.token_audience().to_owned(),
         token_endpoint: match config.token_endpoint {
-            config::TokenEndpoint::V2 => TokenEndpoint::V2,
-            config::TokenEndpoint::V1 => TokenEndpoint::V1,
+            config::TokenEndpoint::V2 => EndpointVersion::V2,
+            config::TokenEndpoint::V1 => EndpointVersion::V1,
         },
         client_id: config.client_id.clone().unwrap_or_default(),
         credential: credential(config)?,

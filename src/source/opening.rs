@@ -5,12 +5,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::error::SourceError;
-use super::health::{Board, Level, Place};
+use super::health::{Component, HealthReporter, Level};
 use super::hold::Hold;
 use super::parts::TenantParts;
 use super::slow_store::SlowStore;
 use crate::backoff::Backoff;
-use crate::checkpoint::ledger::{Ledger, LedgerSettings, Opened, ServerTimeSource};
+use crate::checkpoint::ledger::{Ledger, LedgerSettings, OpenedLedger, ServerTimeSource};
 use crate::host::StateError;
 
 /// Between two attempts to read the state.
@@ -19,9 +19,9 @@ const RETRY: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_s
 /// Opens the state; while the store cannot be reached, tries again (`None`: stopped).
 pub(super) async fn open_ledger(
     parts: &TenantParts,
-    board: &Board,
+    reporter: &HealthReporter,
     stop: &CancellationToken,
-) -> Result<Option<Box<(Opened, Hold)>>, SourceError> {
+) -> Result<Option<Box<(OpenedLedger, Hold)>>, SourceError> {
     let settings = LedgerSettings {
         tenant: parts.tenant.clone(),
         content_types: parts.content_types.clone(),
@@ -35,44 +35,49 @@ pub(super) async fn open_ledger(
     };
     let mut failures = 0;
     loop {
-        let trouble_board = board.clone();
+        let trouble_board = reporter.clone();
         let on_trouble = Box::new(move |error: Option<&StateError>| {
             match error {
             Some(error @ StateError::Unavailable(_)) => trouble_board.report(
-                Place::State,
+                Component::State,
                 Level::Degraded,
                 format!("state-not-written: {error}"),
                 "free disk space or repair the store; no checkpoint advances until writes succeed, nothing is lost",
             ),
             Some(error) => trouble_board.report(
-                Place::State,
+                Component::State,
                 Level::Failed,
                 format!("state-conflict: {error}"),
                 "run one collector per tenant and state store, then restart; a member of a cluster opens the tenant again by itself, if it is still its own",
             ),
-            None => trouble_board.clear(Place::State),
+            None => trouble_board.clear(Component::State),
         }
         });
-        let store = SlowStore::watching(parts.host.state(), parts.clock.clone(), board);
+        let store = SlowStore::watching(parts.host.state(), parts.clock.clone(), reporter);
         let opened = match Ledger::open(store.clone(), parts.clock.clone(), &settings, on_trouble).await {
             Ok(opened) => Hold::load(&opened.there, store, parts.hold.clone()).await.map(|hold| (opened, hold)),
             Err(error) => Err(error),
         };
         match opened {
             Ok(opened) => {
-                board.clear(Place::State);
+                reporter.clear(Component::State);
                 return Ok(Some(Box::new(opened)));
             }
             Err(StateError::Unavailable(why)) if !parts.once => {
                 failures += 1;
-                board.report(Place::State, Level::Failed, format!("state-not-read: {why}"), "it will be retried");
+                reporter.report(
+                    Component::State,
+                    Level::Failed,
+                    format!("state-not-read: {why}"),
+                    "it will be retried",
+                );
                 tokio::select! {
                     () = parts.clock.sleep(RETRY.after(failures)) => {}
                     () = stop.cancelled() => return Ok(None),
                 }
             }
             Err(error) => {
-                board.report(Place::State, Level::Failed, error.to_string(), "nothing was changed");
+                reporter.report(Component::State, Level::Failed, error.to_string(), "nothing was changed");
                 return Err(SourceError::State { tenant: parts.tenant.clone(), source: error });
             }
         }

@@ -7,9 +7,9 @@ use jiff::SignedDuration;
 use tokio::sync::mpsc;
 
 use super::aside;
+use super::backfill_requests::BackfillQueue;
 use super::budget::Pool;
-use super::desk::Desk;
-use super::heal::desk::{self as heal_desk, HealSettings};
+use super::heal::requests::{self as heal_queue, HealSettings};
 use super::hold::HoldSettings;
 use super::server_time::ServerTime;
 use super::turns::Turns;
@@ -63,9 +63,9 @@ pub struct TenantParts {
     /// How gaps are filled through Microsoft Graph.
     pub heal: HealSettings,
     /// Takes requests to fill ranges while it runs.
-    pub heal_desk: Option<heal_desk::Desk>,
+    pub heal_queue: Option<heal_queue::HealQueue>,
     /// Takes requests for back-fills while it runs.
-    pub desk: Option<Desk>,
+    pub backfill_queue: Option<BackfillQueue>,
     /// Takes requests to offer the records set aside again.
-    pub retries: Option<mpsc::Receiver<aside::Ask>>,
+    pub retries: Option<mpsc::Receiver<aside::RetryRequest>>,
 }

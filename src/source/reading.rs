@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::health::{Board, Level, Place};
+use super::health::{Component, HealthReporter, Level};
 use super::stream::Rooms;
-use super::turns::{self, Class, Need, Seat, Standing};
+use super::turns::{self, Need, Priority, TurnSeat, TurnState};
 use crate::metrics;
 use crate::model::counted;
 
@@ -13,9 +13,9 @@ use crate::model::counted;
 const ALARM: Duration = Duration::from_secs(900);
 
 /// See the module's documentation.
-pub(super) struct Reading {
-    seat: Seat,
-    standing: Standing,
+pub(super) struct TenantTurn {
+    seat: TurnSeat,
+    standing: TurnState,
     /// Blobs being fetched, and how many fetches have ended.
     fetching: usize,
     ended: u64,
@@ -25,18 +25,18 @@ pub(super) struct Reading {
     shown: bool,
 }
 
-impl Reading {
+impl TenantTurn {
     /// For a tenant without work yet.
-    pub(super) fn new(seat: Seat) -> Self {
-        Self { seat, standing: Standing::Idle, fetching: 0, ended: 0, expiring: false, shown: false }
+    pub(super) fn new(seat: TurnSeat) -> Self {
+        Self { seat, standing: TurnState::Idle, fetching: 0, ended: 0, expiring: false, shown: false }
     }
 
     /// Submits how many blobs are ready; returns whether the tenant's state in the queue changed.
     pub(super) fn ask(&mut self, ready: usize, now: Duration) -> bool {
         let class = match () {
-            () if self.expiring => Class::Expiring,
-            () if ready + self.fetching <= turns::FEW => Class::Few,
-            () => Class::Many,
+            () if self.expiring => Priority::Expiring,
+            () if ready + self.fetching <= turns::FEW => Priority::Few,
+            () => Priority::Many,
         };
         let need = Need { ready: ready > 0, fetching: self.fetching > 0, class, ended: self.ended };
         let standing = self.seat.ask(now, need);
@@ -45,7 +45,7 @@ impl Reading {
 
     /// Whether a fetch may begin.
     pub(super) fn may_begin(&self) -> bool {
-        self.standing == Standing::Reading
+        self.standing == TurnState::Reading
     }
 
     /// A fetch begins.
@@ -68,21 +68,21 @@ impl Reading {
     /// tenant that waits.
     pub(super) fn rooms(&self, unsettled: usize) -> Rooms {
         let most = self.seat.unsettled_max(self.standing);
-        let fresh = if matches!(self.standing, Standing::Waiting(_)) { most } else { 2 * most };
+        let fresh = if matches!(self.standing, TurnState::Waiting(_)) { most } else { 2 * most };
         Rooms { backlog: unsettled < most, fresh: unsettled < fresh }
     }
 
     /// Reports when it waits too long; the limit is shorter when it is `expiring`.
-    pub(super) fn check(&mut self, expiring: bool, now: Duration, board: &Board) {
+    pub(super) fn check(&mut self, expiring: bool, now: Duration, reporter: &HealthReporter) {
         self.expiring = expiring;
         let why = match self.standing {
-            Standing::Waiting(_) if expiring => "the oldest of it is gone within a day",
-            Standing::Waiting(since) if now >= since + ALARM => "for a quarter of an hour or longer",
-            _ => return board.clear(Place::Turn),
+            TurnState::Waiting(_) if expiring => "the oldest of it is gone within a day",
+            TurnState::Waiting(since) if now >= since + ALARM => "for a quarter of an hour or longer",
+            _ => return reporter.clear(Component::Turn),
         };
         let (_, most) = self.seat.place();
-        board.report(
-            Place::Turn,
+        reporter.report(
+            Component::Turn,
             Level::Degraded,
             format!("turn-awaited: it waits for its turn to be read, {} at a time: {why}", counted(most as u64, "tenant")),
             "nothing is lost while it waits; see whether a sink takes nothing, or raise `catch_up_tenants_max` where there is memory for it",
@@ -92,7 +92,7 @@ impl Reading {
     /// Sets the gauge of its waiting time, once it had to wait.
     pub(super) fn set_gauge(&mut self, tenant: &::metrics::SharedString, now: Duration) {
         let waited = match self.standing {
-            Standing::Waiting(since) => now.saturating_sub(since).as_secs_f64(),
+            TurnState::Waiting(since) => now.saturating_sub(since).as_secs_f64(),
             _ if self.shown => 0.0,
             _ => return,
         };

@@ -4,34 +4,34 @@
 //! [`Hold`] chooses the work; this worker reports to it what is done once that is durable. The tenant's loop runs one
 //! turn at a time, whenever [`Hold::has_work`].
 
+use super::batch_receipts::ReceiptCollector;
 use super::context::{BAD_PIECE_BYTES, BATCH_BYTES, FetchContext};
-use super::deliver::{Aside, Stopped};
-use super::hold::{Hold, PageId, Work};
-use super::told::Told;
+use super::deliver::{RejectedRecord, Stopped};
+use super::hold::{HeldPageId, Hold, HoldWork};
 use crate::checkpoint::held::HeldPage;
 use crate::checkpoint::ledger::Change;
 use crate::host::{BatchBuilder, Noted, StateError};
 use crate::metrics;
 use crate::model::{ContentType, Timestamp};
 use crate::normalise::dlp_link::{DlpNote, links_of_read};
-use crate::normalise::scraps::{Fate, Scraps};
+use crate::normalise::scraps::{ScrapFate, Scraps};
 use crate::normalise::{BadBody, BadBytes, BlobContext, Event, Normaliser, Withheld};
-use crate::receipts::{Class, Receipt, Receipts};
+use crate::receipts::{Class, OpenReceipts, Receipt};
 
 /// Releases, drops and tidies until there is nothing more to do.
 ///
 /// # Errors
 /// When state cannot be read or written; the next turn finds the remaining work again.
 pub async fn turn(context: &FetchContext, now: Option<Timestamp>) -> Result<(), StateError> {
-    let turn = Turn { context, hold: &context.hold };
+    let turn = ReleaseTurn { context, hold: &context.hold };
     while !context.stop.is_cancelled() {
         match turn.hold.next_work(now) {
-            Work::Nothing => return Ok(()),
-            Work::Look(pages) => turn.release(pages, false).await?,
-            Work::Ship(pages) => turn.release(pages, true).await?,
-            Work::Drop(pages) => turn.drop_pages(pages).await?,
-            Work::Forget(pages) => turn.forget_flags(&pages).await?,
-            Work::Fold(pages) => turn.fold_flags(&pages).await?,
+            HoldWork::Nothing => return Ok(()),
+            HoldWork::Look(pages) => turn.release(pages, false).await?,
+            HoldWork::Ship(pages) => turn.release(pages, true).await?,
+            HoldWork::Drop(pages) => turn.drop_pages(pages).await?,
+            HoldWork::Forget(pages) => turn.forget_flags(&pages).await?,
+            HoldWork::Fold(pages) => turn.fold_flags(&pages).await?,
         }
     }
     Ok(())
@@ -40,14 +40,14 @@ pub async fn turn(context: &FetchContext, now: Option<Timestamp>) -> Result<(), 
 /// Pages whose reads are recorded as dropped in one commit.
 const PAGES_SAID_AT_ONCE: usize = 32;
 
-struct Turn<'a> {
+struct ReleaseTurn<'a> {
     context: &'a FetchContext,
     hold: &'a Hold,
 }
 
-impl Turn<'_> {
+impl ReleaseTurn<'_> {
     /// Delivers the flagged reads of these pages, or all reads, and then removes the delivered ones from the pages.
-    async fn release(&self, pages: Vec<PageId>, all: bool) -> Result<(), StateError> {
+    async fn release(&self, pages: Vec<HeldPageId>, all: bool) -> Result<(), StateError> {
         for (content_type, pages) in self.hold.by_type(pages) {
             let mut release = self.new_release();
             for id in pages {
@@ -66,10 +66,10 @@ impl Turn<'_> {
 
     /// Renders the reads of one page that are to be delivered.
     fn new_release(&self) -> Release {
-        Release { told: Told::new(self.context.keeps_receipts), ..Release::default() }
+        Release { collected: ReceiptCollector::new(self.context.keeps_receipts), ..Release::default() }
     }
 
-    async fn take_from(&self, id: PageId, all: bool, release: &mut Release) -> Result<(), StateError> {
+    async fn take_from(&self, id: HeldPageId, all: bool, release: &mut Release) -> Result<(), StateError> {
         let normaliser = &self.context.normaliser;
         let page = self.hold.page(id).await?;
         let mut kept = Vec::new();
@@ -100,7 +100,7 @@ impl Turn<'_> {
                 DlpNote::Undetermined => release.undetermined += 1,
             }
             release.builder.push_with(|out| Some(normaliser.render_noted(&event, &blob, note, out)));
-            release.told.held_event(&event);
+            release.collected.held_event(&event);
         }
         release.pages.push((id, HeldPage { records: kept, ..page }));
         Ok(())
@@ -113,11 +113,11 @@ impl Turn<'_> {
         let _permit = context.budget.take(release.builder.bytes()).await;
         if !release.builder.is_empty() {
             let batch = release.builder.finish(context.source.clone(), context.tenant.clone(), content_type);
-            match context.courier.deliver(batch, &context.stop).await {
+            match context.deliverer.deliver(batch, &context.stop).await {
                 Ok(mut aside) => {
                     let records = aside.iter_mut().map(|aside| (aside.place, &mut aside.record));
-                    change.receipts = release.told.of_batch(content_type).answered(content_type, records);
-                    change.aside = aside.into_iter().map(Aside::stored).collect();
+                    change.receipts = release.collected.of_batch(content_type).answered(content_type, records);
+                    change.aside = aside.into_iter().map(RejectedRecord::stored).collect();
                 }
                 // The reads stay on hold, and the next start finds them there.
                 Err(Stopped) => return Ok(()),
@@ -159,12 +159,12 @@ impl Turn<'_> {
         }
     }
 
-    async fn drop_pages(&self, pages: Vec<PageId>) -> Result<(), StateError> {
+    async fn drop_pages(&self, pages: Vec<HeldPageId>) -> Result<(), StateError> {
         // The receipts of the reads are in memory until they are committed.
         let at_once = if self.context.keeps_receipts { PAGES_SAID_AT_ONCE } else { pages.len().max(1) };
         for pages in pages.chunks(at_once) {
             let unheld = pages.iter().map(|id| self.hold.delete(*id)).collect();
-            let receipts = self.said_of_dropped(pages).await?;
+            let receipts = self.receipts_of_dropped(pages).await?;
             self.context.ledger.commit(Change { unheld, receipts, ..Change::default() }).await?;
             for ((content_type, rule), n) in self.hold.dropped(pages) {
                 ::metrics::counter!(metrics::DROPPED_EVENTS_TOTAL, "tenant" => self.context.tenant.to_string(), "content_type" => content_type.as_str(), "reason" => rule.to_string()).increment(n);
@@ -174,8 +174,8 @@ impl Turn<'_> {
     }
 
     /// The receipts of reads on these pages, which rules drop now.
-    async fn said_of_dropped(&self, pages: &[PageId]) -> Result<Receipts, StateError> {
-        let mut receipts = Receipts::default();
+    async fn receipts_of_dropped(&self, pages: &[HeldPageId]) -> Result<OpenReceipts, StateError> {
+        let mut receipts = OpenReceipts::default();
         if self.context.keeps_receipts {
             for (content_type, pages) in self.hold.by_type(pages.to_vec()) {
                 for id in pages {
@@ -217,8 +217,8 @@ impl Turn<'_> {
 struct Release {
     builder: BatchBuilder,
     /// The rest of each page.
-    pages: Vec<(PageId, HeldPage)>,
-    told: Told,
+    pages: Vec<(HeldPageId, HeldPage)>,
+    collected: ReceiptCollector,
     flagged: u64,
     undetermined: u64,
     /// Records of bytes that are not an event.
@@ -236,12 +236,12 @@ impl Release {
             let mut bad =
                 BadBytes { total: Some(bytes.len() as u64), ..BadBytes::of(blob, now, offset, piece, reason) };
             let fate = scraps.judge(piece, offset);
-            if let Fate::Withheld(sha256) = &fate {
+            if let ScrapFate::Withheld(sha256) = &fate {
                 let bytes = piece.len() as u64;
                 bad.body = BadBody::Withheld { bytes, sha256, why: Withheld::Masked, stretches: None };
             }
             self.builder.push_with(|out| Some(Noted::of_ours(normaliser.render_bad(&bad, out))));
-            self.told.notice();
+            self.collected.notice();
             offset += piece.len() as u64;
         }
     }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
 
-use super::health::{Board, Level, Place};
+use super::health::{Component, HealthReporter, Level};
 use crate::clock::Clock;
 use crate::host::{Loaded, Op, Revision, StateError, StateStore};
 
@@ -23,13 +23,17 @@ pub const SLOW_HINT: &str = "look at the file system of the state (`fsfreeze`, N
 pub struct SlowStore {
     store: Arc<dyn StateStore>,
     clock: Arc<dyn Clock>,
-    board: Board,
+    reporter: HealthReporter,
 }
 
 impl SlowStore {
-    /// Wraps `store`, and reports to `board` when it does not answer.
-    pub fn watching(store: Arc<dyn StateStore>, clock: Arc<dyn Clock>, board: &Board) -> Arc<dyn StateStore> {
-        Arc::new(Self { store, clock, board: board.clone() })
+    /// Wraps `store`, and reports to `reporter` when it does not answer.
+    pub fn watching(
+        store: Arc<dyn StateStore>,
+        clock: Arc<dyn Clock>,
+        reporter: &HealthReporter,
+    ) -> Arc<dyn StateStore> {
+        Arc::new(Self { store, clock, reporter: reporter.clone() })
     }
 
     async fn watched<T>(&self, what: &str, work: impl Future<Output = T>) -> T {
@@ -39,7 +43,7 @@ impl SlowStore {
             return done;
         }
         let began = self.clock.monotonic();
-        let mut slow: Option<Slow<'_>> = None;
+        let mut slow: Option<SlowRequest<'_>> = None;
         let mut next = SLOW_AFTER;
         loop {
             tokio::select! {
@@ -47,13 +51,13 @@ impl SlowStore {
                 done = &mut work => return done,
                 () = self.clock.sleep(SLOW_AFTER) => {
                     let age = self.clock.monotonic().saturating_sub(began);
-                    let slow = slow.get_or_insert_with(|| Slow::new(&self.board));
-                    slow.board.set_store_waiting(age);
+                    let slow = slow.get_or_insert_with(|| SlowRequest::new(&self.reporter));
+                    slow.reporter.set_store_waiting(age);
                     // Each of these is a line of the log.
                     if age >= next {
                         next = age * 2;
                         let why = format!("state-slow: {what} the state has been under way for {} s", age.as_secs());
-                        slow.board.report(Place::Store, Level::Degraded, why, SLOW_HINT);
+                        slow.reporter.report(Component::Store, Level::Degraded, why, SLOW_HINT);
                     }
                 }
             }
@@ -62,22 +66,22 @@ impl SlowStore {
 }
 
 /// A request that takes long. The last one to end clears the fault.
-struct Slow<'a> {
-    board: &'a Board,
+struct SlowRequest<'a> {
+    reporter: &'a HealthReporter,
 }
 
-impl<'a> Slow<'a> {
-    fn new(board: &'a Board) -> Self {
-        board.note_slow(1);
-        Self { board }
+impl<'a> SlowRequest<'a> {
+    fn new(reporter: &'a HealthReporter) -> Self {
+        reporter.note_slow(1);
+        Self { reporter }
     }
 }
 
-impl Drop for Slow<'_> {
+impl Drop for SlowRequest<'_> {
     fn drop(&mut self) {
-        if self.board.note_slow(-1) == 0 {
-            self.board.set_store_waiting(Duration::ZERO);
-            self.board.clear(Place::Store);
+        if self.reporter.note_slow(-1) == 0 {
+            self.reporter.set_store_waiting(Duration::ZERO);
+            self.reporter.clear(Component::Store);
         }
     }
 }
@@ -166,9 +170,9 @@ mod tests {
         let clock = Arc::new(TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
         let ear = Arc::new(Ear(Mutex::default()));
         let tenant = "00000000-0000-0000-0000-000000000000".parse().unwrap();
-        let board = Board::new("s".into(), tenant, ear.clone(), clock.clone());
+        let reporter = HealthReporter::new("s".into(), tenant, ear.clone(), clock.clone());
         let hanging = Arc::new(Hanging(Semaphore::new(1)));
-        let store = SlowStore::watching(hanging.clone(), clock.clone(), &board);
+        let store = SlowStore::watching(hanging.clone(), clock.clone(), &reporter);
         store.commit(Vec::new()).await.unwrap();
         assert_eq!(clock.sleepers(), 0, "a store that answers at once asks no clock");
         let commit = tokio::spawn({
@@ -182,10 +186,10 @@ mod tests {
         settle().await;
         clock.advance(Duration::from_secs(9));
         settle().await;
-        assert_eq!(board.health(), Health::Healthy);
+        assert_eq!(reporter.health(), Health::Healthy);
         clock.advance(Duration::from_secs(1));
         settle().await;
-        let Health::Degraded { why, .. } = board.health() else { panic!("{:?}", board.health()) };
+        let Health::Degraded { why, .. } = reporter.health() else { panic!("{:?}", reporter.health()) };
         assert!(why.contains("under way for 10 s") && why.contains("hint: look at"), "{why}");
         for _ in 0..29 {
             clock.advance(Duration::from_secs(10));
@@ -195,10 +199,10 @@ mod tests {
         assert!(ear.0.lock().len() <= 12, "{:?}", ear.0.lock());
         hanging.0.add_permits(1);
         settle().await;
-        assert!(matches!(board.health(), Health::Degraded { .. }), "one still hangs");
+        assert!(matches!(reporter.health(), Health::Degraded { .. }), "one still hangs");
         hanging.0.add_permits(1);
         commit.await.unwrap().unwrap();
         load.await.unwrap().unwrap();
-        assert_eq!(board.health(), Health::Healthy);
+        assert_eq!(reporter.health(), Health::Healthy);
     }
 }

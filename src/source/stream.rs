@@ -11,8 +11,8 @@ use super::gap::{GapReason, remembered};
 use super::hold;
 use super::listing::Guidance;
 use super::report::Left;
-use super::unsettled::{Blob, Unsettled};
-use super::welcome::Known;
+use super::unsettled::{Unsettled, UnsettledBlob};
+use super::welcome::StreamProgress;
 use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::format::Position;
 use crate::checkpoint::key::Key;
@@ -127,7 +127,8 @@ impl Stream {
     pub(super) fn add(&mut self, key: Key, blob: &BlobRef, persisted: bool) -> bool {
         let late = self.position.complete_until.is_some_and(|complete| blob.created < complete);
         let BlobRef { created, expires, .. } = *blob;
-        self.unsettled.insert(key, Blob { created, expires, persisted, holds: !late, failures: 0, given_up: false });
+        self.unsettled
+            .insert(key, UnsettledBlob { created, expires, persisted, holds: !late, failures: 0, given_up: false });
         late
     }
 
@@ -283,9 +284,9 @@ impl Stream {
     }
 
     /// The facts about it that are logged after a start.
-    pub(super) fn known(&self) -> Known {
+    pub(super) fn known(&self) -> StreamProgress {
         let (complete_until, pending) = (self.position.complete_until, self.unsettled.len());
-        Known { complete_until, newest: self.newest, pending, parked: self.parked.is_some() }
+        StreamProgress { complete_until, newest: self.newest, pending, parked: self.parked.is_some() }
     }
 
     // ---- gauges ----

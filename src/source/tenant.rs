@@ -11,25 +11,25 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::aside::SetAside;
+use super::aside::AsideRecords;
 use super::backfill;
 use super::checkpoints;
 use super::context::FetchContext;
-use super::decisions::{Action, Decisions, Done, Event, Remembered, Terms};
+use super::decisions::{ActionResult, DecisionInputs, Decisions, LoopAction, LoopEvent, SavedStreams};
 use super::error::SourceError;
 use super::heal::AtWork;
-use super::health::{Board, Level, Place};
-use super::listing::{Found, Lister, ListerSettings};
+use super::health::{Component, HealthReporter, Level};
+use super::listing::{Lister, ListerReport, ListerSettings};
 use super::opening::open_ledger;
 use super::parts::TenantParts;
-use super::reading::Reading;
+use super::reading::TenantTurn;
 use super::release;
 use super::report::{ONCE_ATTEMPTS_MAX, Report};
 use super::subscription::Subscriptions;
 use super::tasks::Tasks;
 use crate::api::Action as Advice;
 use crate::backoff::Backoff;
-use crate::checkpoint::ledger::{Change, LedgerHandle, Opened};
+use crate::checkpoint::ledger::{Change, LedgerHandle, OpenedLedger};
 use crate::checkpoint::server_clock::ServerClock;
 use crate::host::StateError;
 use crate::model::{Actionable, BlobRef, ContentType};
@@ -46,30 +46,38 @@ const STOP_GRACE: Duration = Duration::from_secs(8);
 /// # Errors
 /// When the state cannot be opened or written, or (with `once`) signing in or listing subscriptions fails.
 pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result<Report, SourceError> {
-    let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
+    let reporter =
+        HealthReporter::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
     // Futures that run once and values that are passed on are boxed. A tenant's task lives for months, a process may
     // have a thousand, and a future keeps room for a value in each place that the value passed through.
-    let opened = Box::pin(open_ledger(&parts, &board, &stop)).await?;
+    let opened = Box::pin(open_ledger(&parts, &reporter, &stop)).await?;
     let Some(opened) = opened else { return Ok(Report::default()) };
-    board.publish();
-    let (Opened { ledger, handle, tenant, positions, tracked, aside, to_send, events, healed, blobs, there }, hold) =
-        *opened;
+    reporter.publish();
+    let (
+        OpenedLedger { ledger, handle, tenant, positions, tracked, aside, to_send, events, healed, blobs, there },
+        hold,
+    ) = *opened;
     // All readers are done with it, and it may be some mebibytes.
     drop(there);
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
     let result = async {
-        let context = FetchContext::new(&parts, &board, handle.clone(), (events, healed), hold, &stop);
+        let context = FetchContext::new(&parts, &reporter, handle.clone(), (events, healed), hold, &stop);
         let of = (parts.source.clone(), parts.tenant.clone(), parts.content_types.clone());
-        let set_aside =
-            SetAside::new(of, context.courier.clone(), handle.clone(), context.store.clone(), context.stop.clone());
+        let set_aside = AsideRecords::new(
+            of,
+            context.deliverer.clone(),
+            handle.clone(),
+            context.store.clone(),
+            context.stop.clone(),
+        );
         let asked = parts.retries.take();
         // Begins before Microsoft has answered, since the records set aside do not depend on it.
         let retries = Box::pin(set_aside.serve(asked));
         let checkpoints = Box::pin(checkpoints::send(context.clone(), to_send));
         let to_offer = (aside > 0).then(|| Box::new(set_aside.clone()));
         let run = std::pin::pin!(async {
-            let enabled = Box::pin(subscriptions_on(&parts, &board, &stop)).await?;
+            let enabled = Box::pin(subscriptions_on(&parts, &reporter, &stop)).await?;
             let Some(enabled) = enabled else { return Ok(Report::default()) };
             let subscriptions = Subscriptions::new(
                 parts.api.clone(),
@@ -78,12 +86,12 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
                 handle.clone(),
                 tenant,
             );
-            let reader = Box::new(backfill::Reader::new(&parts, &context, subscriptions.clone()));
-            let healing = Box::pin(AtWork::begin(&mut parts, &context, &board, &stop)).await;
+            let reader = Box::new(backfill::BackfillReader::new(&parts, &context, subscriptions.clone()));
+            let healing = Box::pin(AtWork::begin(&mut parts, &context, &reporter, &stop)).await;
             let healing = healing.map_err(|source| SourceError::State { tenant: parts.tenant.clone(), source })?;
-            let backfills = std::pin::pin!(backfill::serve(parts.desk.take(), reader));
-            let remembered = Remembered { positions, settled: blobs };
-            let tenant_loop = Box::new(Loop::new(parts, board, context, subscriptions, handle, remembered, stop));
+            let backfills = std::pin::pin!(backfill::serve(parts.backfill_queue.take(), reader));
+            let remembered = SavedStreams { positions, settled: blobs };
+            let tenant_loop = Box::new(Loop::new(parts, reporter, context, subscriptions, handle, remembered, stop));
             let mut report = tokio::select! {
                 report = tenant_loop.run(&mut writer, enabled, tracked, to_offer) => report,
                 () = backfills => Err(SourceError::Internal("the desk for back-fills closed".into())),
@@ -112,7 +120,7 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
 /// Asks which subscriptions are on, until Microsoft answers (`None`: stopped).
 async fn subscriptions_on(
     parts: &TenantParts,
-    board: &Board,
+    reporter: &HealthReporter,
     stop: &CancellationToken,
 ) -> Result<Option<Vec<ContentType>>, SourceError> {
     let mut failures = 0;
@@ -123,7 +131,7 @@ async fn subscriptions_on(
         };
         let error = match listed {
             Ok(list) => {
-                board.clear(Place::Tenant);
+                reporter.clear(Component::Tenant);
                 // Microsoft's own sample has an entry without a status: a listing will show whether it is on.
                 let on = list.into_iter().filter(|s| s.is_enabled() != Some(false));
                 return Ok(Some(on.filter_map(|s| s.content_type).collect()));
@@ -133,9 +141,9 @@ async fn subscriptions_on(
         failures += 1;
         let slow = matches!(error.action(), Advice::SlowRetryTenant | Advice::ParkType);
         if slow {
-            board.report(Place::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint());
+            reporter.report(Component::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint());
         } else if failures >= 3 {
-            board.report(Place::Tenant, Level::Degraded, format!("{}: {error}", error.slug()), &error.hint());
+            reporter.report(Component::Tenant, Level::Degraded, format!("{}: {error}", error.slug()), &error.hint());
         }
         if parts.once && (slow || failures >= ONCE_ATTEMPTS_MAX) {
             return Err(SourceError::Api { source: Box::new(error) });
@@ -153,36 +161,36 @@ async fn subscriptions_on(
 }
 
 /// How the loop ended, when nothing failed.
-struct Stopped;
+struct LoopStopped;
 
 struct Loop {
     parts: Box<TenantParts>,
-    board: Board,
+    reporter: HealthReporter,
     context: FetchContext,
     subscriptions: Subscriptions,
     ledger: LedgerHandle,
     decisions: Decisions,
-    tasks: Tasks<Done>,
+    tasks: Tasks<ActionResult>,
     listers: Tasks<()>,
     /// Boxed, since a channel has room for 32 from the start.
-    found: mpsc::Receiver<Box<Found>>,
-    finder: mpsc::Sender<Box<Found>>,
+    found: mpsc::Receiver<Box<ListerReport>>,
+    finder: mpsc::Sender<Box<ListerReport>>,
     /// The records that an earlier run set aside, until they are offered.
-    to_offer: Option<Box<SetAside>>,
+    to_offer: Option<Box<AsideRecords>>,
     stop: CancellationToken,
 }
 
 impl Loop {
     fn new(
         parts: Box<TenantParts>,
-        board: Board,
+        reporter: HealthReporter,
         context: FetchContext,
         subscriptions: Subscriptions,
         ledger: LedgerHandle,
-        remembered: Remembered,
+        remembered: SavedStreams,
         stop: CancellationToken,
     ) -> Self {
-        let terms = Terms {
+        let terms = DecisionInputs {
             tenant: parts.tenant.clone(),
             once: parts.once,
             poll_interval: parts.poll_interval,
@@ -190,16 +198,16 @@ impl Loop {
             hold_for: parts.hold.hold,
             clock: parts.clock.clone(),
             server: parts.server.clone(),
-            board: board.clone(),
+            reporter: reporter.clone(),
             hold: context.hold.clone(),
             budget: context.budget.clone(),
-            reading: Reading::new(parts.turns.seat()),
+            reading: TenantTurn::new(parts.turns.seat()),
         };
         let decisions = Decisions::new(terms, &parts.content_types, parts.backfill, remembered);
         let (finder, found) = mpsc::channel(64);
         Self {
             parts,
-            board,
+            reporter,
             context,
             subscriptions,
             ledger,
@@ -218,7 +226,7 @@ impl Loop {
         writer: &mut JoinHandle<Result<(), StateError>>,
         enabled: Vec<ContentType>,
         tracked: Vec<BlobRef>,
-        to_offer: Option<Box<SetAside>>,
+        to_offer: Option<Box<AsideRecords>>,
     ) -> Result<Report, SourceError> {
         self.decisions.begin(&enabled, tracked, to_offer.is_some());
         self.to_offer = to_offer;
@@ -233,7 +241,7 @@ impl Loop {
                         break Err(error);
                     }
                 }
-                Ok(Err(Stopped)) => break Ok(()),
+                Ok(Err(LoopStopped)) => break Ok(()),
                 Err(error) => break Err(error),
             }
         };
@@ -245,25 +253,25 @@ impl Loop {
     async fn select(
         &mut self,
         writer: &mut JoinHandle<Result<(), StateError>>,
-    ) -> Result<Result<Event, Stopped>, SourceError> {
+    ) -> Result<Result<LoopEvent, LoopStopped>, SourceError> {
         let wait = self.decisions.next_due().saturating_sub(self.parts.clock.monotonic());
         tokio::select! {
-            Some(found) = self.found.recv() => Ok(Ok(Event::Found(*found))),
+            Some(found) = self.found.recv() => Ok(Ok(LoopEvent::Found(*found))),
             Some(done) = self.tasks.join_next() => match done {
-                Ok(done) => Ok(Ok(Event::Done(done))),
+                Ok(done) => Ok(Ok(LoopEvent::Done(done))),
                 // A task that panicked is a bug; its blob is unsettled and will be listed again after a restart.
                 Err(error) => Err(SourceError::Internal(error.to_string())),
             },
-            () = self.decisions.downloads().ended() => Ok(Ok(Event::Woken)),
-            () = self.context.hold.woken() => Ok(Ok(Event::Woken)),
-            () = self.decisions.turn_came() => Ok(Ok(Event::Woken)),
-            () = self.parts.clock.sleep(wait) => Ok(Ok(Event::Due(self.parts.api.granted_per_minute()))),
+            () = self.decisions.downloads().ended() => Ok(Ok(LoopEvent::Woken)),
+            () = self.context.hold.woken() => Ok(Ok(LoopEvent::Woken)),
+            () = self.decisions.turn_came() => Ok(Ok(LoopEvent::Woken)),
+            () = self.parts.clock.sleep(wait) => Ok(Ok(LoopEvent::Due(self.parts.api.granted_per_minute()))),
             ended = &mut *writer => Err(match ended {
                 Ok(Err(source)) => SourceError::State { tenant: self.parts.tenant.clone(), source },
                 Ok(Ok(())) => SourceError::Internal("the ledger ended early".into()),
                 Err(error) => SourceError::Internal(error.to_string()),
             }),
-            () = self.stop.cancelled() => Ok(Err(Stopped)),
+            () = self.stop.cancelled() => Ok(Err(LoopStopped)),
         }
     }
 
@@ -274,51 +282,51 @@ impl Loop {
         }
     }
 
-    fn start(&mut self, action: Action) {
+    fn start(&mut self, action: LoopAction) {
         match action {
-            Action::List(content_type, subscribed) => self.start_lister(content_type, subscribed),
-            Action::OfferAside => {
+            LoopAction::List(content_type, subscribed) => self.start_lister(content_type, subscribed),
+            LoopAction::OfferAside => {
                 let set_aside = self.to_offer.take();
-                self.tasks.spawn(async move { Done::Aside(offer(set_aside).await) });
+                self.tasks.spawn(async move { ActionResult::Aside(offer(set_aside).await) });
             }
-            Action::Fetch(job, download) => {
+            LoopAction::Fetch(job, download) => {
                 let context = self.context.clone();
                 self.tasks.spawn(async move {
                     let outcome = context.settle((*job).clone(), Box::new(move |reading| download.end(reading))).await;
-                    Done::Blob(job, outcome)
+                    ActionResult::Blob(job, outcome)
                 });
             }
-            Action::ReportLost(job, gap) => {
+            LoopAction::ReportLost(job, gap) => {
                 let context = self.context.clone();
                 self.tasks.spawn(async move {
                     let result = gap.deliver(&context, Some(&job.blob.id)).await;
-                    Done::Lost(gap.content_type, job.key, result)
+                    ActionResult::Lost(gap.content_type, job.key, result)
                 });
             }
-            Action::Declare(gap) => {
+            LoopAction::Declare(gap) => {
                 let context = self.context.clone();
                 self.tasks.spawn(async move {
                     let result = gap.deliver(&context, None).await;
-                    Done::Gap(gap, result)
+                    ActionResult::Gap(gap, result)
                 });
             }
-            Action::Write(positions, lost) => {
+            LoopAction::Write(positions, lost) => {
                 let ledger = self.ledger.clone();
                 let change = Change { positions, settled: lost.clone(), untracked: lost, ..Change::default() };
-                self.tasks.spawn(async move { Done::Written(ledger.commit(change).await) });
+                self.tasks.spawn(async move { ActionResult::Written(ledger.commit(change).await) });
             }
-            Action::Expire => {
+            LoopAction::Expire => {
                 let (subscriptions, server) = (self.subscriptions.clone(), self.parts.server.clone());
                 let ledger = self.ledger.clone();
                 self.tasks.spawn(async move {
                     let tenant = Some(subscriptions.tenant_state().await);
                     let change = Change { tenant, expire_at: server.trusted(), ..Change::default() };
-                    Done::Aside(ledger.commit(change).await)
+                    ActionResult::Aside(ledger.commit(change).await)
                 });
             }
-            Action::TendHold(now) => {
+            LoopAction::TendHold(now) => {
                 let context = self.context.clone();
-                self.tasks.spawn(async move { Done::Held(release::turn(&context, now).await) });
+                self.tasks.spawn(async move { ActionResult::Held(release::turn(&context, now).await) });
             }
         }
     }
@@ -331,7 +339,7 @@ impl Loop {
             api: self.parts.api.clone(),
             clock: self.parts.clock.clone(),
             server: self.parts.server.clone(),
-            board: self.board.clone(),
+            reporter: self.reporter.clone(),
             subscriptions: self.subscriptions.clone(),
             settled: stream.settled.clone(),
             store: self.context.store.clone(),
@@ -377,7 +385,7 @@ impl Loop {
 }
 
 /// Offers the records set aside. If the store cannot be read now, the next start offers them.
-async fn offer(set_aside: Option<Box<SetAside>>) -> Result<(), StateError> {
+async fn offer(set_aside: Option<Box<AsideRecords>>) -> Result<(), StateError> {
     let Some(set_aside) = set_aside else { return Ok(()) };
     match set_aside.offer_at_start().await {
         Err(StateError::Unavailable(why)) => {

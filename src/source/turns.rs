@@ -41,7 +41,7 @@ const UNSETTLED_WAITING: usize = 200;
 
 /// The priority of a turn; the first variant is the highest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Class {
+pub(super) enum Priority {
     /// Content expires soon.
     Expiring,
     /// Few blobs.
@@ -58,14 +58,14 @@ pub(super) struct Need {
     /// Whether blobs are being fetched.
     pub fetching: bool,
     /// Its priority.
-    pub class: Class,
+    pub class: Priority,
     /// How many fetches have ended so far.
     pub ended: u64,
 }
 
 /// The state of a tenant in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum TurnState {
     /// Has nothing to fetch.
     Idle,
     /// Has a turn.
@@ -76,11 +76,11 @@ pub(super) enum Standing {
     Waiting(Duration),
 }
 
-struct Turn {
+struct HeldTurn {
     since: Duration,
     /// When it was called back.
     called_back: Option<Duration>,
-    class: Class,
+    class: Priority,
     ended: u64,
     /// When a fetch ended last.
     moved: Duration,
@@ -95,14 +95,14 @@ struct Waiter {
 
 /// The queue. Cheap to clone; one for all tenants of a fleet.
 #[derive(Clone)]
-pub(super) struct Turns(Arc<Mutex<Line>>);
+pub(super) struct Turns(Arc<Mutex<TurnQueue>>);
 
-struct Line {
+struct TurnQueue {
     max: usize,
     next: u64,
-    turns: HashMap<u64, Turn>,
-    waiting: BTreeMap<(Class, u64), Waiter>,
-    places: HashMap<u64, (Class, u64)>,
+    turns: HashMap<u64, HeldTurn>,
+    waiting: BTreeMap<(Priority, u64), Waiter>,
+    places: HashMap<u64, (Priority, u64)>,
     passed_on: Option<Duration>,
     /// The latest time that a caller passed.
     now: Duration,
@@ -126,7 +126,7 @@ impl Default for Turns {
 impl Turns {
     /// A queue with `max` turns, at least one.
     pub(super) fn new(max: u32) -> Self {
-        Self(Arc::new(Mutex::new(Line {
+        Self(Arc::new(Mutex::new(TurnQueue {
             max: at_least_one(max),
             next: 0,
             turns: HashMap::new(),
@@ -144,13 +144,13 @@ impl Turns {
     }
 
     /// A seat for one more tenant.
-    pub(super) fn seat(&self) -> Seat {
+    pub(super) fn seat(&self) -> TurnSeat {
         let mut line = self.lock();
         line.next += 1;
-        Seat { turns: self.clone(), id: line.next, wake: Arc::default() }
+        TurnSeat { turns: self.clone(), id: line.next, wake: Arc::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Line> {
+    fn lock(&self) -> MutexGuard<'_, TurnQueue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -160,15 +160,15 @@ fn at_least_one(max: u32) -> usize {
 }
 
 /// A tenant's place among the others, which ends when it is dropped.
-pub(super) struct Seat {
+pub(super) struct TurnSeat {
     turns: Turns,
     id: u64,
     wake: Arc<Notify>,
 }
 
-impl Seat {
+impl TurnSeat {
     /// Submits the tenant's work at the monotonic time `now`; returns its state in the queue.
-    pub(super) fn ask(&self, now: Duration, need: Need) -> Standing {
+    pub(super) fn ask(&self, now: Duration, need: Need) -> TurnState {
         let mut line = self.turns.lock();
         let standing = line.ask(self.id, &self.wake, now, need);
         line.show();
@@ -181,10 +181,10 @@ impl Seat {
     }
 
     /// How many unsettled blobs a tenant in this state may have.
-    pub(super) fn unsettled_max(&self, standing: Standing) -> usize {
+    pub(super) fn unsettled_max(&self, standing: TurnState) -> usize {
         match standing {
-            Standing::Waiting(_) | Standing::Ending => UNSETTLED_WAITING,
-            Standing::Idle | Standing::Reading => {
+            TurnState::Waiting(_) | TurnState::Ending => UNSETTLED_WAITING,
+            TurnState::Idle | TurnState::Reading => {
                 let reading = self.turns.lock().turns.len().max(1);
                 (UNSETTLED_TOGETHER / reading).clamp(UNSETTLED_MIN, UNSETTLED_MAX)
             }
@@ -199,7 +199,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for TurnSeat {
     fn drop(&mut self) {
         let mut line = self.turns.lock();
         line.leave(self.id);
@@ -211,15 +211,15 @@ impl Drop for Seat {
     }
 }
 
-impl Line {
-    fn ask(&mut self, id: u64, wake: &Arc<Notify>, now: Duration, need: Need) -> Standing {
+impl TurnQueue {
+    fn ask(&mut self, id: u64, wake: &Arc<Notify>, now: Duration, need: Need) -> TurnState {
         self.now = self.now.max(now);
         if let Some(standing) = self.look_at_turn(id, now, need) {
             return standing;
         }
         if !need.ready {
             self.leave(id);
-            return Standing::Idle;
+            return TurnState::Idle;
         }
         let (ticket, waiter) = self.leave(id).unwrap_or_else(|| {
             self.next += 1;
@@ -229,11 +229,11 @@ impl Line {
         self.places.insert(id, (need.class, ticket));
         self.waiting.insert((need.class, ticket), waiter);
         self.give(now);
-        if self.turns.contains_key(&id) { Standing::Reading } else { Standing::Waiting(since) }
+        if self.turns.contains_key(&id) { TurnState::Reading } else { TurnState::Waiting(since) }
     }
 
     /// The state of a tenant with a turn; `None` when it has none, or has lost it.
-    fn look_at_turn(&mut self, id: u64, now: Duration, need: Need) -> Option<Standing> {
+    fn look_at_turn(&mut self, id: u64, now: Duration, need: Need) -> Option<TurnState> {
         let first = self.waiting.keys().next().map(|(class, _)| *class);
         // Fewer turns than are taken: some were taken back.
         let too_many = self.turns.len() > self.max;
@@ -245,7 +245,7 @@ impl Line {
         let stands_still = now >= turn.moved + TURN;
         let called = match first {
             // A tenant whose content expires yields only to another such tenant, as long as it makes progress.
-            Some(first) => turn.class != Class::Expiring || first == Class::Expiring || stands_still,
+            Some(first) => turn.class != Priority::Expiring || first == Priority::Expiring || stands_still,
             None => too_many,
         };
         match turn.called_back {
@@ -256,7 +256,7 @@ impl Line {
         }
         let Some(called_back) = turn.called_back else {
             if need.ready || need.fetching {
-                return Some(Standing::Reading);
+                return Some(TurnState::Reading);
             }
             self.end(id, now);
             return None;
@@ -264,7 +264,7 @@ impl Line {
         let is_late = now >= called_back + PASS_ON_EVERY;
         let may_pass_on = self.passed_on.is_none_or(|last| now >= last + PASS_ON_EVERY);
         if need.fetching && !(is_late && may_pass_on) {
-            return Some(Standing::Ending);
+            return Some(TurnState::Ending);
         }
         if need.fetching {
             self.passed_on = Some(now);
@@ -289,7 +289,7 @@ impl Line {
             let Some(((class, _), waiter)) = self.waiting.pop_first() else { return };
             self.places.remove(&waiter.id);
             let Waiter { id, ended, wake, .. } = waiter;
-            self.turns.insert(id, Turn { since: now, called_back: None, class, ended, moved: now });
+            self.turns.insert(id, HeldTurn { since: now, called_back: None, class, ended, moved: now });
             wake.notify_one();
         }
     }

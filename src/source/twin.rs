@@ -1,6 +1,6 @@
 //! The canonical keys of the events of one fetch, while a healer works for the tenant: see `checkpoint::healed`.
 
-use crate::checkpoint::claims::{OpenBatch, Standing};
+use crate::checkpoint::claims::{ClaimState, OpenBatch};
 use crate::checkpoint::healed::{FeedsWork, Flight, Healed, Unwatched};
 use crate::checkpoint::key::{Key, creation_secs};
 use crate::host::{StateError, StateStore};
@@ -64,8 +64,8 @@ impl Twins {
     }
 
     /// Claims one key.
-    pub(super) async fn claim(&mut self, key: Key, store: &dyn StateStore) -> Result<Standing, StateError> {
-        let mut standing = Standing::Claimed;
+    pub(super) async fn claim(&mut self, key: Key, store: &dyn StateStore) -> Result<ClaimState, StateError> {
+        let mut standing = ClaimState::Claimed;
         let claimed = self.claim_keys(&[key], store, |_, known| standing = known).await;
         claimed.map(|()| standing).map_err(|(_, error)| error)
     }
@@ -77,7 +77,7 @@ impl Twins {
         open: &mut OpenBatch,
         pairs: &[(Key, Option<Key>)],
         store: &dyn StateStore,
-        taken: &mut Vec<(usize, Standing)>,
+        taken: &mut Vec<(usize, ClaimState)>,
     ) -> Result<(), (usize, StateError)> {
         if !self.are_named() {
             return Ok(());
@@ -107,7 +107,7 @@ impl Twins {
         freed.extend(
             left.iter().filter(|(at, ..)| first_unknown.is_some_and(|first| *at >= first)).map(|(_, key, _)| *key),
         );
-        open.unclaim(&freed);
+        open.release_claims(&freed);
         taken.sort_unstable_by_key(|(at, _)| *at);
         claimed.map_err(|(_, error)| (first_unknown.unwrap_or(0), error))
     }
@@ -116,7 +116,7 @@ impl Twins {
         &mut self,
         keys: &[Key],
         store: &dyn StateStore,
-        taken: impl FnMut(usize, Standing),
+        taken: impl FnMut(usize, ClaimState),
     ) -> Result<(), (usize, StateError)> {
         match self {
             Self::Unnamed => Ok(()),
@@ -126,11 +126,11 @@ impl Twins {
     }
 
     /// Releases the newest claim.
-    pub(super) fn unclaim_last(&mut self) {
+    pub(super) fn release_last(&mut self) {
         match self {
             Self::Unnamed => {}
-            Self::Feed(flight) => flight.unclaim_last(),
-            Self::Graph(_, batch) => batch.unclaim_last(),
+            Self::Feed(flight) => flight.release_last(),
+            Self::Graph(_, batch) => batch.release_last(),
         }
     }
 

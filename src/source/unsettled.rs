@@ -11,7 +11,7 @@ use crate::model::Timestamp;
 
 /// A blob that is not settled, from the view of the loop.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Blob {
+pub(super) struct UnsettledBlob {
     pub created: Timestamp,
     pub expires: Timestamp,
     /// Written to the state on its own: it does not hold `listed_until`.
@@ -26,7 +26,7 @@ pub(super) struct Blob {
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Unsettled {
-    blobs: HashMap<Key, Blob>,
+    blobs: HashMap<Key, UnsettledBlob>,
     /// Those that hold the position, and of these the ones not written to the state.
     holding: BTreeSet<(Timestamp, Key)>,
     untracked: BTreeSet<(Timestamp, Key)>,
@@ -39,7 +39,7 @@ impl Unsettled {
     }
 
     /// Adds a blob that is not in it.
-    pub(super) fn insert(&mut self, key: Key, blob: Blob) {
+    pub(super) fn insert(&mut self, key: Key, blob: UnsettledBlob) {
         if let Entry::Vacant(place) = self.blobs.entry(key) {
             place.insert(blob);
             self.note(key, blob, true);
@@ -53,7 +53,7 @@ impl Unsettled {
     }
 
     /// Changes a blob's entry; false when it has none.
-    pub(super) fn update(&mut self, key: Key, change: impl FnOnce(&mut Blob)) -> bool {
+    pub(super) fn update(&mut self, key: Key, change: impl FnOnce(&mut UnsettledBlob)) -> bool {
         let Some(known) = self.blobs.get_mut(&key) else { return false };
         let before = *known;
         change(known);
@@ -70,7 +70,7 @@ impl Unsettled {
         }
     }
 
-    fn note(&mut self, key: Key, blob: Blob, there: bool) {
+    fn note(&mut self, key: Key, blob: UnsettledBlob, there: bool) {
         let entry = (blob.created, key);
         let set = |set: &mut BTreeSet<_>| if there { set.insert(entry) } else { set.remove(&entry) };
         if blob.holds {
@@ -94,7 +94,7 @@ impl Unsettled {
         self.untracked.first().map(|(created, _)| *created)
     }
 
-    pub(super) fn values(&self) -> impl Iterator<Item = &Blob> + Clone {
+    pub(super) fn values(&self) -> impl Iterator<Item = &UnsettledBlob> + Clone {
         self.blobs.values()
     }
 
@@ -119,15 +119,15 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Insert(u8, Blob),
+        Insert(u8, UnsettledBlob),
         Remove(u8),
-        Update(u8, Blob),
+        Update(u8, UnsettledBlob),
         Release(i64),
     }
 
-    fn blob() -> impl Strategy<Value = Blob> {
+    fn blob() -> impl Strategy<Value = UnsettledBlob> {
         (0_i64..20, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(created, persisted, holds, given_up)| {
-            Blob { created: at(created), expires: at(created + 100), persisted, holds, failures: 0, given_up }
+            UnsettledBlob { created: at(created), expires: at(created + 100), persisted, holds, failures: 0, given_up }
         })
     }
 
@@ -165,7 +165,7 @@ mod tests {
                         prop_assert!(unsettled.values().all(|blob| !blob.holds || blob.created >= at(end)));
                     }
                 }
-                let oldest = |of: fn(&Blob) -> bool| unsettled.values().filter(|b| of(b)).map(|b| b.created).min();
+                let oldest = |of: fn(&UnsettledBlob) -> bool| unsettled.values().filter(|b| of(b)).map(|b| b.created).min();
                 prop_assert_eq!(unsettled.oldest_holding(), oldest(|b| b.holds));
                 prop_assert_eq!(unsettled.oldest_untracked(), oldest(|b| b.holds && !b.persisted));
                 prop_assert_eq!(unsettled.given_up(), unsettled.values().filter(|b| b.given_up).count());

@@ -15,7 +15,7 @@ const ESTIMATE_AFTER: Duration = Duration::from_secs(30);
 
 /// One content type, from the view of the loop.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Known {
+pub(super) struct StreamProgress {
     /// Everything before is settled.
     pub complete_until: Option<Timestamp>,
     /// Creation of the newest blob that was settled in this run.
@@ -54,7 +54,7 @@ impl Welcome {
     /// The text to log now; returned once. `server_now` is Microsoft's time.
     pub(super) fn words(
         &mut self,
-        streams: impl Iterator<Item = Known> + Clone,
+        streams: impl Iterator<Item = StreamProgress> + Clone,
         now: Duration,
         server_now: Timestamp,
     ) -> Option<String> {
@@ -62,7 +62,7 @@ impl Welcome {
             return None;
         }
         let is_complete =
-            |known: Known| known.complete_until.is_some_and(|at| server_now.duration_since(at) < CAUGHT_UP);
+            |known: StreamProgress| known.complete_until.is_some_and(|at| server_now.duration_since(at) < CAUGHT_UP);
         let read = streams.clone().filter(|known| !known.parked);
         let caught_up = read.clone().all(is_complete);
         let took = now.saturating_sub(self.began);
@@ -106,11 +106,11 @@ mod tests {
         Some(text.parse().unwrap())
     }
 
-    fn known(complete_until: Option<Timestamp>, newest: Option<Timestamp>, pending: usize) -> Known {
-        Known { complete_until, newest, pending, parked: false }
+    fn known(complete_until: Option<Timestamp>, newest: Option<Timestamp>, pending: usize) -> StreamProgress {
+        StreamProgress { complete_until, newest, pending, parked: false }
     }
 
-    fn words(welcome: &mut Welcome, streams: &[Known], secs: u64) -> Option<String> {
+    fn words(welcome: &mut Welcome, streams: &[StreamProgress], secs: u64) -> Option<String> {
         welcome.words(streams.iter().copied(), Duration::from_secs(secs), NOW.parse().unwrap())
     }
 
@@ -119,7 +119,7 @@ mod tests {
         let mut welcome = Welcome::new(Duration::ZERO);
         let fresh = known(at("2026-05-03T09:55:00Z"), at("2026-05-03T09:51:00Z"), 0);
         let behind = known(at("2026-05-03T01:00:00Z"), None, 3);
-        let parked = Known { parked: true, ..known(None, None, 0) };
+        let parked = StreamProgress { parked: true, ..known(None, None, 0) };
         assert_eq!(words(&mut welcome, &[fresh, behind], 3), None, "one is behind, and it began just now");
         assert_eq!(words(&mut welcome, &[parked], 3), None, "nothing can be read");
         let said = words(&mut welcome, &[fresh, parked], 4);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use m365_audit::api::{
-    Action, ApiClient, ApiError, ApiSettings, Connections, Credential, ErrorKind, SecretText, Started, TokenEndpoint,
+    Action, ApiClient, ApiError, ApiSettings, Connections, Credential, EndpointVersion, ErrorKind, SecretText, Started,
 };
 use m365_audit::clock::{Clock, TestClock};
 use m365_audit::model::{Actionable, BlobRef, ContentType, Window};
@@ -103,7 +103,7 @@ impl Server {
             cloud: m365_audit::config::Cloud::Enterprise,
             authority_url: self.url.clone(),
             audience: "https://manage.office.com".into(),
-            token_endpoint: TokenEndpoint::V2,
+            token_endpoint: EndpointVersion::V2,
             client_id: "22222222-2222-3333-4444-555555555555".into(),
             credential: Credential::Secret(SecretText::from(SECRET)),
             publisher_identifier: TENANT.into(),
@@ -260,8 +260,8 @@ async fn every_call_names_the_publisher_and_carries_the_token_and_says_who_asks(
 #[tokio::test]
 async fn the_secret_is_encoded_once_and_each_endpoint_is_asked_in_its_own_words() {
     for (endpoint, path, api) in [
-        (TokenEndpoint::V2, "oauth2/v2.0/token", "scope=https%3A%2F%2Fmanage.office.com%2F.default"),
-        (TokenEndpoint::V1, "oauth2/token", "resource=https%3A%2F%2Fmanage.office.com"),
+        (EndpointVersion::V2, "oauth2/v2.0/token", "scope=https%3A%2F%2Fmanage.office.com%2F.default"),
+        (EndpointVersion::V1, "oauth2/token", "resource=https%3A%2F%2Fmanage.office.com"),
     ] {
         let server = Server::start(|request| {
             if request.is_token() {

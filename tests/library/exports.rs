@@ -7,7 +7,7 @@ use std::path::Path;
 use m365_audit::config::Format;
 use m365_audit::exports::input::Input;
 use m365_audit::exports::pipeline::{Item, Make, ReadEvent, read};
-use m365_audit::normalise::{Event, Normaliser, Origin, Rendered, Settings, canonical_key};
+use m365_audit::normalise::{Event, Normaliser, NormaliserSettings, Origin, Rendered, canonical_key};
 use serde_json::Value;
 
 mod forms;
@@ -66,7 +66,7 @@ fn events() -> Vec<Value> {
 fn record(format: Format, event: &str) -> String {
     let event = Event::parse(event.as_bytes()).unwrap();
     let mut out = Vec::new();
-    let normaliser = Normaliser::new(Settings { format, ..Settings::default() });
+    let normaliser = Normaliser::new(NormaliserSettings { format, ..NormaliserSettings::default() });
     match normaliser.render_from(&event, &Origin::default(), &mut out) {
         Rendered::Record { .. } => String::from_utf8(out).unwrap(),
         dropped @ Rendered::Dropped { .. } => panic!("{dropped:?}"),

@@ -5,11 +5,16 @@ use std::path::Path;
 
 use m365_audit::config::{EcsProfile, Format, OcsfVersion, RawForm};
 use m365_audit::model::ContentType;
-use m365_audit::normalise::{Event, Normaliser, Origin, Rendered, Settings};
+use m365_audit::normalise::{Event, Normaliser, NormaliserSettings, Origin, Rendered};
 use serde_json::{Value, json};
 
 fn in_format(format: Format, event: &str) -> Value {
-    let settings = Settings { format, ocsf_version: OcsfVersion::V1_8_0, raw: RawForm::None, ..Settings::default() };
+    let settings = NormaliserSettings {
+        format,
+        ocsf_version: OcsfVersion::V1_8_0,
+        raw: RawForm::None,
+        ..NormaliserSettings::default()
+    };
     let mut out = Vec::new();
     let event = Event::parse(event.as_bytes()).expect("an event");
     let origin = Origin { content_type: Some(ContentType::General), ..Origin::default() };
@@ -370,7 +375,12 @@ fn elastics_rules_find_the_fields_they_ask_for_in_their_profile_and_none_without
     let mut missed = Vec::new();
     for rule in &rules {
         for (place, ecs_profile) in [EcsProfile::Ecs, EcsProfile::ElasticO365].into_iter().enumerate() {
-            let settings = Settings { format: Format::Ecs, ecs_profile, raw: RawForm::None, ..Settings::default() };
+            let settings = NormaliserSettings {
+                format: Format::Ecs,
+                ecs_profile,
+                raw: RawForm::None,
+                ..NormaliserSettings::default()
+            };
             let (text, mut out) = (rule["event"].to_string(), Vec::new());
             let event = Event::parse(text.as_bytes()).unwrap();
             Normaliser::new(settings).render_from(&event, &Origin::default(), &mut out);

@@ -46,7 +46,8 @@ fn check(query: &str) {
     for (name, labels) in &named {
         let of = |name: &str| metrics::ALL.iter().find(|metric| metric.name == name);
         // A histogram has a counter for each of its bounds.
-        let bucket = name.strip_suffix("_bucket").and_then(of).filter(|metric| metric.kind == metrics::Kind::Histogram);
+        let bucket =
+            name.strip_suffix("_bucket").and_then(of).filter(|metric| metric.kind == metrics::MetricKind::Histogram);
         labels_in_reach.extend(bucket.map(|_| "le"));
         let metric = bucket.or_else(|| of(name));
         let metric = metric.unwrap_or_else(|| panic!("`{name}` is no metric of ours: `{query}`"));
@@ -55,7 +56,7 @@ fn check(query: &str) {
             let known = metric.labels.contains(&label.as_str()) || ADDED.contains(&label.as_str());
             assert!(known, "`{name}` has no label `{label}`: `{query}`");
         }
-        let is_counter = metric.kind == metrics::Kind::Counter || bucket.is_some();
+        let is_counter = metric.kind == metrics::MetricKind::Counter || bucket.is_some();
         let as_rate = ["rate(", "increase("].iter().any(|function| query.contains(&format!("{function}{name}")));
         let since_start = [metrics::GAPS_TOTAL, metrics::SINK_FILE_CUT_TOTAL].contains(&name.as_str());
         assert!(!is_counter || as_rate || since_start, "`{name}` only grows and is shown as it is: `{query}`");

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use m365_audit::config::RawForm;
-use m365_audit::normalise::{Event, Normaliser, Settings};
+use m365_audit::normalise::{Event, Normaliser, NormaliserSettings};
 use m365_audit::severity::engine::{Condition, Rule};
 use m365_audit::severity::operation::fold;
 use m365_audit::severity::{Rules, areas};
@@ -73,7 +73,7 @@ fn all_rules() -> Vec<Rule> {
 
 fn normaliser(changes: &[toml::Table]) -> Normaliser {
     let rules = Rules::with(true, &[], changes).unwrap_or_else(|(_, error)| panic!("{error}"));
-    Normaliser::new(Settings { rules: Arc::new(rules), raw: RawForm::None, ..Settings::default() })
+    Normaliser::new(NormaliserSettings { rules: Arc::new(rules), raw: RawForm::None, ..NormaliserSettings::default() })
 }
 
 /// What each rule that matches makes of an event, those too whose place another took: id, verdict, reason.

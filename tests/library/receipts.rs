@@ -16,9 +16,9 @@ use m365_audit::receipts::head::StoredHead;
 use m365_audit::receipts::leaves::leaves_of;
 use m365_audit::receipts::note::Signer;
 use m365_audit::receipts::seal::{ENTRY_BYTES, Part, Sealed, Uncounted, seal};
-use m365_audit::receipts::statement::{Head, Hour, Outcome, Statement};
+use m365_audit::receipts::statement::{Hour, Outcome, ReceiptHead, Statement};
 use m365_audit::receipts::store::{self, ReceiptKeys};
-use m365_audit::receipts::verify::{Verdict, Wrong};
+use m365_audit::receipts::verify::{Verification, Wrong};
 use m365_audit::receipts::{Class, Receipt};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng};
@@ -85,8 +85,15 @@ fn files(parts: &[Sealed], signer: &Signer) -> Files {
         let Statement { tenant, entries, root, seq, .. } = last.statement.clone();
         let exported = "2026-12-01T09:00:00Z".parse().unwrap();
         let (first, previous) = (first.statement.seq, last.statement_hash);
-        let head =
-            Head { tenant: tenant.clone(), leaves: leaves_of(entries), root, first, last: seq, previous, exported };
+        let head = ReceiptHead {
+            tenant: tenant.clone(),
+            leaves: leaves_of(entries),
+            root,
+            first,
+            last: seq,
+            previous,
+            exported,
+        };
         files.insert(format!("{tenant}/head"), head.sign(signer).into_bytes());
     }
     files
@@ -156,11 +163,11 @@ fn some_parts() -> Vec<Made> {
     made.collect()
 }
 
-fn verify(dir: &Path, signer: &Signer) -> directory::Found {
+fn verify(dir: &Path, signer: &Signer) -> directory::DirectoryVerdict {
     directory::verify(dir, &[signer.key().clone()], None, &[]).unwrap()
 }
 
-fn only(found: directory::Found) -> Verdict {
+fn only(found: directory::DirectoryVerdict) -> Verification {
     assert!(found.faults.is_empty(), "{:?}", found.faults);
     assert_eq!(found.tenants.len(), 1);
     found.tenants.into_iter().next().unwrap()
@@ -718,7 +725,7 @@ async fn stored(parts: &[Sealed]) -> MemoryStore {
     store
 }
 
-async fn verdict_of(store: &MemoryStore) -> Verdict {
+async fn verdict_of(store: &MemoryStore) -> Verification {
     store::verify(store, &keys(), tenant(TENANT), &[signer(7).key().clone()], &[]).await.unwrap().unwrap()
 }
 
@@ -761,7 +768,7 @@ async fn parts_that_are_removed_as_too_old_while_they_are_read_are_passed_over()
         let store = stored(&parts).await;
         let head = store::read_head(&store, &keys()).await.unwrap().unwrap();
         let keys = keys();
-        let mut reading = store::Parts::open(&store, &keys, &head).await.unwrap();
+        let mut reading = store::SealedParts::open(&store, &keys, &head).await.unwrap();
         for seq in 0..read {
             assert_eq!(reading.next().await.unwrap().unwrap().seq, seq);
         }
@@ -770,8 +777,8 @@ async fn parts_that_are_removed_as_too_old_while_they_are_read_are_passed_over()
         ops.push(put(keys.head(), StoredHead { first: 5, ..head }.encode()));
         store.commit(ops).await.unwrap();
         let part = reading.next().await.unwrap().unwrap();
-        assert_eq!((part.seq, part.before), (5, store::Before::Removed), "{read} were read");
-        assert_eq!(reading.next().await.unwrap().unwrap().before, store::Before::Nothing);
+        assert_eq!((part.seq, part.before), (5, store::PartGap::Removed), "{read} were read");
+        assert_eq!(reading.next().await.unwrap().unwrap().before, store::PartGap::Nothing);
     }
 }
 
@@ -829,7 +836,7 @@ proptest! {
         let (in_state, found, reach) = runtime.block_on(async {
             let store = stored(&parts).await;
             let mut found = BTreeSet::new();
-            let mut visit = |entry: store::Found<'_>| {
+            let mut visit = |entry: store::FoundReceipt<'_>| {
                 let rule = entry.rule.map(str::to_owned);
                 found.insert((entry.key, entry.outcome, rule, entry.hour));
             };
@@ -926,7 +933,7 @@ async fn entries_of_parts_before_a_time_are_passed_over_and_count_for_how_far_re
     {
         let since = since.map(|hour| hour.parse().unwrap());
         let mut seen = Vec::new();
-        let mut visit = |found: store::Found<'_>| seen.push(u128::from_be_bytes(*found.key.as_bytes()) as u64);
+        let mut visit = |found: store::FoundReceipt<'_>| seen.push(u128::from_be_bytes(*found.key.as_bytes()) as u64);
         let reach = store::for_each_entry(&state, &keys(), since, [], &mut visit).await.unwrap();
         assert_eq!((seen, reach.from), (expected.collect(), "2026-11-30T22:00:00Z".parse().ok()), "{since:?}");
     }

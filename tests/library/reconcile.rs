@@ -22,9 +22,9 @@ use m365_audit::receipts;
 use m365_audit::receipts::head::StoredHead;
 use m365_audit::receipts::statement::Hour;
 use m365_audit::receipts::store::ReceiptKeys;
-use m365_audit::reconcile::class::Class;
-use m365_audit::reconcile::compare::{Request, compare};
-use m365_audit::reconcile::evidence::{Known, Reach, Take};
+use m365_audit::reconcile::class::RowClass;
+use m365_audit::reconcile::compare::{CompareRequest, compare};
+use m365_audit::reconcile::evidence::{EvidenceReach, Known, ReceiptVisitor};
 use m365_audit::reconcile::stored::StateReceipts;
 use m365_audit::reconcile::verdict::Verdict;
 use m365_audit::sim::{ExportFile, ExportForm, ExportSpec, GenerateSpec, Side, Sim, SimConfig, Truth};
@@ -110,7 +110,7 @@ impl World {
         let work = move || {
             let export = || Ok(files.iter().map(|file| input(&file.name, file.bytes.clone())).collect());
             let given = || Ok(delivered.iter().map(|records| input("delivered", records.clone())).collect());
-            let request = Request {
+            let request = CompareRequest {
                 source: "tenant".into(),
                 tenant,
                 content_types: config.content_types.clone(),
@@ -163,7 +163,7 @@ impl Outcome {
         verdict.write_json(&mut json).unwrap();
         verdict.write_text(&mut text).unwrap();
         let json: Value = serde_json::from_slice(&json).unwrap();
-        let classes = Class::ALL.iter().map(|class| (class.name(), verdict.classes.of(*class))).collect();
+        let classes = RowClass::ALL.iter().map(|class| (class.name(), verdict.classes.of(*class))).collect();
         let ids = |name: &str| json[name].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned());
         let missing = ids("missing").collect();
         let listed = json["missing"].as_array().unwrap().len() as u64;
@@ -193,10 +193,10 @@ struct Receipts(Vec<(m365_audit::normalise::CanonicalKey, receipts::Class)>);
 
 #[async_trait]
 impl Known for Receipts {
-    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reach>, StateError> {
+    async fn visit(&self, take: &mut (dyn ReceiptVisitor + Send)) -> Result<Option<EvidenceReach>, StateError> {
         self.0.iter().for_each(|(key, class)| take.entry(*key, class));
         take.part_ended();
-        Ok(Some(Reach::Whole))
+        Ok(Some(EvidenceReach::Whole))
     }
 }
 
@@ -300,7 +300,7 @@ async fn each_event_has_the_class_of_what_became_of_it() {
     assert!(truth.events.iter().any(|event| is_routine(&event.raw)));
 
     // Without receipts the rules as they are configured say it.
-    let dropping = m365_audit::normalise::Normaliser::new(m365_audit::normalise::Settings {
+    let dropping = m365_audit::normalise::Normaliser::new(m365_audit::normalise::NormaliserSettings {
         drop_routine: true,
         ..Default::default()
     });
@@ -386,7 +386,7 @@ async fn without_receipts_a_key_of_an_event_that_a_rule_drops_is_not_a_delivery(
     let (world, _) = World::read(10, 12, 0, "drop_routine = false\n").await;
     let export = world.export(ExportForm::SearchJson);
     let dropping = || {
-        let settings = m365_audit::normalise::Settings { drop_routine: true, ..Default::default() };
+        let settings = m365_audit::normalise::NormaliserSettings { drop_routine: true, ..Default::default() };
         Some(m365_audit::normalise::Normaliser::new(settings))
     };
     let all = world.compare(export.clone(), Evidence::of_state()).await.of_class("delivered");
@@ -405,7 +405,7 @@ async fn without_receipts_a_key_of_an_event_that_a_rule_drops_is_not_a_delivery(
 
 struct Nobody;
 
-impl Take for Nobody {
+impl ReceiptVisitor for Nobody {
     fn entry(&mut self, _: m365_audit::normalise::CanonicalKey, _: &receipts::Class) {}
     fn part_ended(&mut self) {}
 }
@@ -417,12 +417,15 @@ async fn receipts_reach_no_time_when_a_process_without_them_wrote_last() {
     let tenant: TenantId = "11111111-2222-3333-4444-555555555555".parse().unwrap();
     let keys = Keys::of(&tenant);
     let receipt_keys = ReceiptKeys::below(keys.receipts());
-    for (owner, expected) in [(Some("a"), Reach::Whole), (None, Reach::Whole), (Some("b"), Reach::From(Timestamp::MAX))]
-    {
+    for (owner, expected) in [
+        (Some("a"), EvidenceReach::Whole),
+        (None, EvidenceReach::Whole),
+        (Some("b"), EvidenceReach::From(Timestamp::MAX)),
+    ] {
         let store = Arc::new(MemoryStore::new());
         let put = |key, value| Op::Put { key, value, expected: Expected::Any };
         let head = StoredHead { writer: "a".into(), ..StoredHead::default() };
-        let page = receipts::Receipts::default().encode(hour);
+        let page = receipts::OpenReceipts::default().encode(hour);
         let mut ops = vec![put(receipt_keys.head(), head.encode().into()), put(receipt_keys.open_page(0, 0, 0), page)];
         let owner = owner.map(|writer| format::encode(&Owner { format: 1, writer: writer.into(), commit: None }));
         ops.extend(owner.clone().map(|owner| put(keys.owner(), owner)));
@@ -454,7 +457,7 @@ async fn a_read_on_hold_is_on_hold_and_neither_delivered_nor_missing() {
     assert!(held > 0, "nothing is on hold");
     let before = world.host.state.entries();
     for form in [ExportForm::PurviewCsv, ExportForm::GraphPages] {
-        let dropping = m365_audit::normalise::Normaliser::new(m365_audit::normalise::Settings {
+        let dropping = m365_audit::normalise::Normaliser::new(m365_audit::normalise::NormaliserSettings {
             drop_routine: true,
             ..Default::default()
         });
@@ -480,7 +483,7 @@ fn an_event_without_a_time_is_the_same_in_its_record_and_in_its_row() {
     );
     let export = || Ok(vec![input("x.csv", row.clone().into_bytes())]);
     let given = || Ok(vec![input("y", record.clone().into_bytes())]);
-    let request = Request {
+    let request = CompareRequest {
         source: "s".into(),
         tenant: "11111111-2222-3333-4444-555555555555".parse().unwrap(),
         content_types: m365_audit::model::ContentType::ALL.to_vec(),
@@ -575,7 +578,7 @@ mod classes {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             let export = || Ok(vec![input("x", rows.join("\n").into_bytes())]);
             let given = || Ok(vec![input("y", delivered.join("\n").into_bytes())]);
-            let request = Request {
+            let request = CompareRequest {
                 source: "s".into(),
                 tenant: "11111111-2222-3333-4444-555555555555".parse().unwrap(),
                 content_types: m365_audit::model::ContentType::ALL.to_vec(),

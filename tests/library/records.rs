@@ -10,7 +10,7 @@ use m365_audit::config::{Format, OcsfVersion, RawForm};
 use m365_audit::host::{BatchBuilder, Kind};
 use m365_audit::model::{ContentType, TenantId};
 use m365_audit::normalise::{
-    BadBody, BadBytes, BlobContext, Event, GapNotice, Mask, Normaliser, Rendered, Settings, Withheld,
+    BadBody, BadBytes, BlobContext, Event, GapNotice, Mask, Normaliser, NormaliserSettings, Rendered, Withheld,
 };
 use m365_audit::severity::{Rules, Severity};
 use serde_json::Value;
@@ -43,11 +43,11 @@ fn blob(tenant: &TenantId, content_type: ContentType) -> BlobContext<'_> {
     }
 }
 
-fn settings(raw: RawForm) -> Settings {
-    Settings { raw, drop_routine: true, ..Settings::default() }
+fn settings(raw: RawForm) -> NormaliserSettings {
+    NormaliserSettings { raw, drop_routine: true, ..NormaliserSettings::default() }
 }
 
-fn render(settings: Settings, event: &str, content_type: ContentType) -> Result<String, Arc<str>> {
+fn render(settings: NormaliserSettings, event: &str, content_type: ContentType) -> Result<String, Arc<str>> {
     let tenant = tenant();
     let mut out = Vec::new();
     let event = Event::parse(event.as_bytes()).expect("fixture is an event");
@@ -63,10 +63,10 @@ fn a_raw_record_is_dropped_by_the_same_rules_and_its_severity_is_told_to_a_host_
     let (mut told, mut dropped) = (Vec::new(), 0);
     for event in all_events() {
         for drop_routine in [true, false] {
-            let settings = |format| Settings { format, drop_routine, ..Settings::default() };
+            let settings = |format| NormaliserSettings { format, drop_routine, ..NormaliserSettings::default() };
             let raw = Arc::new(Normaliser::new(settings(Format::Raw)));
             // Without the original, which may hold what a strict reader refuses.
-            let native = Normaliser::new(Settings { raw: RawForm::None, ..settings(Format::Native) });
+            let native = Normaliser::new(NormaliserSettings { raw: RawForm::None, ..settings(Format::Native) });
             let parsed = Event::parse(event.as_bytes()).unwrap();
             let blob = blob(&tenant, ContentType::General);
             let mut line = Vec::new();
@@ -116,7 +116,7 @@ fn fixture_events_become_the_expected_records() {
         for (format, suffix) in FORMATS {
             let mut actual = String::new();
             for event in events.lines() {
-                match render(Settings { format: *format, ..settings(RawForm::None) }, event, *content_type) {
+                match render(NormaliserSettings { format: *format, ..settings(RawForm::None) }, event, *content_type) {
                     Ok(record) => actual.push_str(&record),
                     Err(rule) => actual.push_str(&format!("dropped by {rule}")),
                 }
@@ -190,7 +190,7 @@ fn normalisers(rules: &Arc<Rules>) -> Vec<Normaliser> {
         (Format::Ocsf, OcsfVersion::V1_8_0),
         (Format::Ocsf, OcsfVersion::V1_1_0),
     ];
-    let settings = |(format, ocsf_version)| Settings {
+    let settings = |(format, ocsf_version)| NormaliserSettings {
         format,
         ocsf_version,
         rules: rules.clone(),
@@ -250,7 +250,7 @@ fn each_case_gets_the_severity_and_the_rules_of_its_row() {
     let cases = cases();
     for case in &cases {
         let event = case["event"].to_string();
-        let keep = Settings { drop_routine: false, ..settings(RawForm::None) };
+        let keep = NormaliserSettings { drop_routine: false, ..settings(RawForm::None) };
         let record: Value = serde_json::from_str(&render(keep, &event, ContentType::General).unwrap()).unwrap();
         let rules = record.get("severity_rule").cloned().unwrap_or_else(|| Value::Array(Vec::new()));
         let severity = assessed(&Rules::built_in(), &event);
@@ -262,7 +262,7 @@ fn each_case_gets_the_severity_and_the_rules_of_its_row() {
 }
 
 fn in_format(format: Format, ocsf_version: OcsfVersion, event: &str) -> Value {
-    let settings = Settings { format, ocsf_version, drop_routine: false, ..Settings::default() };
+    let settings = NormaliserSettings { format, ocsf_version, drop_routine: false, ..NormaliserSettings::default() };
     let record = render(settings, event, ContentType::General).unwrap();
     assert!(!record.contains(['\r', '\n']), "{record}");
     serde_json::from_str(&record).unwrap_or_else(|error| panic!("{error}: {record}"))
@@ -346,7 +346,7 @@ fn every_ocsf_record_is_valid_against_the_published_schema() {
 /// Every kind of record of ours, as this format has it.
 fn records_of_ours(format: Format, ocsf_version: OcsfVersion) -> Vec<Value> {
     let tenant = tenant();
-    let normaliser = Normaliser::new(Settings { format, ocsf_version, ..Settings::default() });
+    let normaliser = Normaliser::new(NormaliserSettings { format, ocsf_version, ..NormaliserSettings::default() });
     let now = "2026-05-10T00:00:00Z".parse().unwrap();
     let blob = blob(&tenant, ContentType::General);
     let gap = GapNotice {
@@ -510,15 +510,27 @@ fn what_data_loss_prevention_found_leaves_in_no_format() {
     let event = r#"{"Id":"a","RecordType":11,"Operation":"DlpRuleMatch","Workload":"SharePoint","PolicyDetails":[{"PolicyName":"Cards","Rules":[{"RuleName":"card","Severity":"High","ConditionsMatched":{"SensitiveInformation":[{"SensitiveInformationTypeName":"Card","Count":1,"SensitiveInformationDetections":{"DetectedValues":[{"Name":"4111111111111111","Value":"pay with 4111111111111111 now"}]}}]}}]}]}"#;
     for format in [Format::Native, Format::Ecs, Format::Ocsf, Format::Raw] {
         for raw in [RawForm::Object, RawForm::String, RawForm::None] {
-            let masked = render(Settings { format, raw, ..Settings::default() }, event, ContentType::Dlp).unwrap();
+            let masked =
+                render(NormaliserSettings { format, raw, ..NormaliserSettings::default() }, event, ContentType::Dlp)
+                    .unwrap();
             assert!(!masked.contains("4111"), "{masked}");
             let marked = masked.contains("\"raw_masked\":true");
             assert_eq!(marked, raw != RawForm::None && format != Format::Raw, "{masked}");
             let mask = Mask::new(false, &[]).unwrap();
-            let plain = render(Settings { format, raw, mask, ..Settings::default() }, event, ContentType::Dlp).unwrap();
+            let plain = render(
+                NormaliserSettings { format, raw, mask, ..NormaliserSettings::default() },
+                event,
+                ContentType::Dlp,
+            )
+            .unwrap();
             assert_eq!(plain.contains("4111"), raw != RawForm::None || format == Format::Raw);
             let mask = Mask::new(false, &["/PolicyDetails/*/PolicyName".to_owned()]).unwrap();
-            let named = render(Settings { format, raw, mask, ..Settings::default() }, event, ContentType::Dlp).unwrap();
+            let named = render(
+                NormaliserSettings { format, raw, mask, ..NormaliserSettings::default() },
+                event,
+                ContentType::Dlp,
+            )
+            .unwrap();
             assert!(!named.contains("Cards"), "{named}");
         }
     }
@@ -535,7 +547,7 @@ fn all_fixture_events() -> Vec<(String, ContentType)> {
 #[test]
 fn raw_is_the_event_as_it_came_in_every_form() {
     for (event, content_type) in all_fixture_events() {
-        let keep = |raw| Settings { drop_routine: false, ..settings(raw) };
+        let keep = |raw| NormaliserSettings { drop_routine: false, ..settings(raw) };
         let spread = format!("{{\r\n\t{}\n}}", &event[1..event.len() - 1]);
         let record = render(keep(RawForm::Object), &spread, content_type).unwrap();
         assert!(record.ends_with(&format!(",\"raw\":{{\t{}}}}}", &event[1..event.len() - 1])), "{record}");
@@ -546,7 +558,7 @@ fn raw_is_the_event_as_it_came_in_every_form() {
         let raw: String = serde_json::from_str(&record[start..record.len() - 1]).unwrap();
         assert_eq!(raw, spread);
 
-        let alone = Settings { format: Format::Raw, ..keep(RawForm::None) };
+        let alone = NormaliserSettings { format: Format::Raw, ..keep(RawForm::None) };
         assert_eq!(render(alone, &event, content_type).unwrap(), event);
     }
 }
@@ -614,7 +626,7 @@ fn assessed(rules: &Arc<Rules>, event: &str) -> String {
     let tenant = tenant();
     let event = Event::parse(event.as_bytes()).unwrap();
     let blob = blob(&tenant, ContentType::General);
-    let settings = Settings { rules: rules.clone(), ..settings(RawForm::Object) };
+    let settings = NormaliserSettings { rules: rules.clone(), ..settings(RawForm::Object) };
     match Normaliser::new(settings).render(&event, &blob, &mut Vec::new()) {
         Rendered::Record { severity, .. } => severity.expect("the native format asks the rules").as_str().to_owned(),
         Rendered::Dropped { .. } => "drop".to_owned(),

@@ -18,9 +18,9 @@ use m365_audit::receipts::note::Signer;
 use m365_audit::receipts::seal::{Part, Uncounted, seal};
 use m365_audit::receipts::statement::Hour;
 use m365_audit::receipts::store::{self, ReceiptKeys};
-use m365_audit::receipts::{Class, Receipt, Receipts};
-use m365_audit::report::gather::{Asked, AskedTenant, gather};
-use m365_audit::report::model::{Chain, Completeness, FindingKind, Reconcile, Report, SegmentState};
+use m365_audit::receipts::{Class, OpenReceipts, Receipt};
+use m365_audit::report::gather::{ReportRequest, ReportTenant, gather};
+use m365_audit::report::model::{AuditReport, Chain, Completeness, FindingKind, Reconcile, SegmentState};
 use m365_audit::report::{html, reconciled, text};
 
 const CONTOSO: &str = "6f1d3a52-0d2e-4f7e-8a51-2b7c1d9e0a11";
@@ -200,7 +200,7 @@ async fn state() -> MemoryStore {
     )
     .await;
     let keys = Keys::of(&tenant(CONTOSO));
-    let mut open = Receipts::default();
+    let mut open = OpenReceipts::default();
     let receipts_of = |class, count| receipts(ContentType::Exchange, 999, &class, count);
     let twice = [
         receipts_of(Class::Delivered, 40),
@@ -267,8 +267,8 @@ fn verdict() -> Reconcile {
     reconciled::read(verdict.as_bytes(), &tenant(CONTOSO))
 }
 
-fn asked() -> Asked {
-    Asked {
+fn asked() -> ReportRequest {
+    ReportRequest {
         program: "m365-audit 0.0.0".into(),
         now: now(),
         from: None,
@@ -278,8 +278,8 @@ fn asked() -> Asked {
     }
 }
 
-fn contoso() -> AskedTenant {
-    AskedTenant {
+fn contoso() -> ReportTenant {
+    ReportTenant {
         source: "contoso".into(),
         tenant: tenant(CONTOSO),
         content_types: ContentType::ALL.to_vec(),
@@ -288,8 +288,8 @@ fn contoso() -> AskedTenant {
     }
 }
 
-fn fabrikam() -> AskedTenant {
-    AskedTenant {
+fn fabrikam() -> ReportTenant {
+    ReportTenant {
         source: "fabrikam".into(),
         tenant: tenant(FABRIKAM),
         content_types: vec![ContentType::Exchange, ContentType::SharePoint],
@@ -298,11 +298,11 @@ fn fabrikam() -> AskedTenant {
     }
 }
 
-async fn report() -> Report {
+async fn report() -> AuditReport {
     gather(&state().await, &asked(), vec![contoso(), fabrikam()]).await.unwrap()
 }
 
-fn as_text(report: &Report) -> String {
+fn as_text(report: &AuditReport) -> String {
     let mut out = Vec::new();
     text::write(report, &mut out).unwrap();
     String::from_utf8(out).unwrap()
@@ -352,8 +352,8 @@ async fn what_is_counted_by_day_by_type_and_by_rule_is_what_was_sealed_and_is_op
 #[tokio::test]
 async fn of_an_empty_state_everything_is_not_known_and_nothing_is_zero() {
     let state = MemoryStore::new();
-    let asked = Asked { from: Some(at("2026-11-20T00:00:00Z")), ..asked() };
-    let tenants = vec![AskedTenant { reconcile: Reconcile::None, ..contoso() }];
+    let asked = ReportRequest { from: Some(at("2026-11-20T00:00:00Z")), ..asked() };
+    let tenants = vec![ReportTenant { reconcile: Reconcile::None, ..contoso() }];
     let report = gather(&state, &asked, tenants).await.unwrap();
     let tenant = &report.tenants[0];
     assert_eq!(report.completeness, Completeness::NotCovered);
@@ -380,7 +380,7 @@ async fn of_an_empty_state_everything_is_not_known_and_nothing_is_zero() {
 async fn a_period_that_was_asked_for_has_the_hours_in_it_and_no_other() {
     let state = state().await;
     let of = async |from: &str, to: &str| {
-        let asked = Asked { from: Some(at(from)), to: Some(at(to)), ..asked() };
+        let asked = ReportRequest { from: Some(at(from)), to: Some(at(to)), ..asked() };
         gather(&state, &asked, vec![contoso()]).await.unwrap()
     };
     let report = of("2026-11-24T10:00:00Z", "2026-11-24T12:00:00Z").await;
@@ -402,8 +402,8 @@ async fn a_period_that_was_asked_for_has_the_hours_in_it_and_no_other() {
 #[tokio::test]
 async fn receipts_that_were_changed_or_removed_are_told_and_their_hours_are_not_known() {
     let keys = ReceiptKeys::below(Keys::of(&tenant(CONTOSO)).receipts());
-    let made = async |state: &MemoryStore, asked: &Asked| gather(state, asked, vec![contoso()]).await.unwrap();
-    let kinds = |report: &Report| report.findings.iter().map(|finding| finding.kind).collect::<Vec<_>>();
+    let made = async |state: &MemoryStore, asked: &ReportRequest| gather(state, asked, vec![contoso()]).await.unwrap();
+    let kinds = |report: &AuditReport| report.findings.iter().map(|finding| finding.kind).collect::<Vec<_>>();
     let state = state().await;
     let whole = made(&state, &asked()).await;
     assert!(!kinds(&whole).contains(&FindingKind::NotVerified));
@@ -417,9 +417,9 @@ async fn receipts_that_were_changed_or_removed_are_told_and_their_hours_are_not_
     assert!(kinds(&report).contains(&FindingKind::NotVerified));
     assert!(as_text(&report).contains("NOT verified"));
     // Another key signed them.
-    let other = Asked { key: Ok(signer(8).key().clone()), ..asked() };
+    let other = ReportRequest { key: Ok(signer(8).key().clone()), ..asked() };
     assert_eq!(made(&state, &other).await.tenants[0].receipts.chain, Chain::NotVerified);
-    let none = Asked { key: Err("there is no key".into()), ..asked() };
+    let none = ReportRequest { key: Err("there is no key".into()), ..asked() };
     let report = made(&state, &none).await;
     assert_eq!(report.tenants[0].receipts.chain, Chain::NotKnown("there is no key".into()));
     // The head cannot be read: nothing is known of receipts, and the rest of the report is as it was.
@@ -440,11 +440,11 @@ async fn hours_after_a_process_that_kept_no_receipts_are_not_known() {
     let state = state().await;
     let owner = Keys::of(&tenant(CONTOSO)).owner();
     state.overwrite(&owner, Some(format::encode(&Owner { format: FORMAT, writer: "another".into(), commit: None })));
-    let asked = Asked { from: Some(at("2026-11-30T10:00:00Z")), ..asked() };
+    let asked = ReportRequest { from: Some(at("2026-11-30T10:00:00Z")), ..asked() };
     let report = gather(&state, &asked, vec![contoso()]).await.unwrap();
     let states: Vec<_> = report.tenants[0].receipts.bar.iter().map(|segment| segment.state).collect();
     assert_eq!(states, [SegmentState::Complete, SegmentState::InPart], "the open hour has some receipts");
-    let later = Asked { now: at("2026-11-30T18:20:00Z"), ..asked };
+    let later = ReportRequest { now: at("2026-11-30T18:20:00Z"), ..asked };
     let report = gather(&state, &later, vec![contoso()]).await.unwrap();
     assert_eq!(report.tenants[0].receipts.hours.not_known(), 6);
 }
@@ -460,7 +460,7 @@ async fn nothing_is_written_while_a_report_is_made() {
 const HOSTILE: &str = "</style></td><script>alert(1)</script><img/src=x/onerror=alert(1)>\"'&";
 
 /// Names and texts that others chose, wherever a report has one.
-async fn hostile() -> Report {
+async fn hostile() -> AuditReport {
     let state = MemoryStore::new();
     sealed(&state, CONTOSO, ("2026-11-30T10:00:00Z", "2026-11-30T12:00:00Z"), &[], |hour| {
         (receipts(ContentType::Exchange, hour, &Class::Dropped(HOSTILE.into()), 3), BTreeMap::new())
@@ -488,9 +488,9 @@ async fn hostile() -> Report {
     });
     let reconcile = reconciled::read(verdict.to_string().as_bytes(), &tenant(CONTOSO));
     let content_types = vec![ContentType::Exchange];
-    let asked_tenant = AskedTenant { source: HOSTILE.into(), content_types, reconcile, ..contoso() };
-    let other = AskedTenant { reconcile: Reconcile::Unreadable { why: why.clone() }, ..fabrikam() };
-    let asked = Asked { key: Ok(signer(7).key().clone()), program: HOSTILE.into(), ..asked() };
+    let asked_tenant = ReportTenant { source: HOSTILE.into(), content_types, reconcile, ..contoso() };
+    let other = ReportTenant { reconcile: Reconcile::Unreadable { why: why.clone() }, ..fabrikam() };
+    let asked = ReportRequest { key: Ok(signer(7).key().clone()), program: HOSTILE.into(), ..asked() };
     gather(&state, &asked, vec![asked_tenant, other]).await.unwrap()
 }
 

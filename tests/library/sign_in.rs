@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use m365_audit::api::{
-    ApiClient, ApiError, ApiSettings, CertificateFiles, Credential, ManagedIdentity, SecretText, TokenEndpoint,
+    ApiClient, ApiError, ApiSettings, CertificateFiles, Credential, EndpointVersion, ManagedIdentity, SecretText,
 };
 use m365_audit::clock::TestClock;
 use m365_audit::config::{AssertionAlgorithm, IdentityHost};
@@ -63,7 +63,7 @@ impl Bench {
             cloud: m365_audit::config::Cloud::Enterprise,
             authority_url: url,
             audience: "https://manage.office.com".into(),
-            token_endpoint: TokenEndpoint::V2,
+            token_endpoint: EndpointVersion::V2,
             client_id: config.client_id,
             credential,
             assertion_audience: None,
@@ -282,7 +282,7 @@ async fn the_first_version_of_the_end_point_takes_a_certificate_too() {
     let bench = Bench::new(|_| {}).await;
     let key_file = Some(fixture("client.key"));
     let credential = certificate(CertificateFiles { key_file, ..files(fixture("client.pem")) });
-    let settings = ApiSettings { token_endpoint: TokenEndpoint::V1, ..bench.settings(credential) };
+    let settings = ApiSettings { token_endpoint: EndpointVersion::V1, ..bench.settings(credential) };
     let client = ApiClient::new(settings, Arc::new(bench.clock.clone())).unwrap();
     client.list_subscriptions().await.unwrap();
 }

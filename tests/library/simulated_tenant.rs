@@ -12,8 +12,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use m365_audit::clock::{Clock, TestClock};
 use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::sim::{
-    CallKind, Delivered, Fault, FaultPlan, FederatedCredential, GenerateSpec, Irregularity, ListingOrder, ListingSpan,
-    MachineIdentity, NewBlob, Script, Sim, SimConfig, StartFailure, SubscriptionState, Truth, aadsts_codes,
+    CallKind, Delivered, FaultPlan, FaultScript, FederatedCredential, GenerateSpec, Irregularity, ListingOrder,
+    ListingSpan, MachineIdentity, NewBlob, Sim, SimConfig, SimFault, StartFailure, SubscriptionState, Truth,
+    aadsts_codes,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -973,7 +974,7 @@ async fn events_of_a_huge_blob_are_compared_one_by_one() {
 
 // Faults: bytes and connections.
 
-async fn blob_with_fault(fault: Fault) -> (Rig, String) {
+async fn blob_with_fault(fault: SimFault) -> (Rig, String) {
     let rig = Rig::new().await;
     let events: Vec<String> = (0..50).map(|n| event(&format!("event-{n}"))).collect();
     let id = rig.add("2026-05-08T10:00:00Z", &events.iter().map(String::as_str).collect::<Vec<_>>());
@@ -983,7 +984,7 @@ async fn blob_with_fault(fault: Fault) -> (Rig, String) {
 
 #[tokio::test]
 async fn a_body_is_cut_after_so_many_bytes_and_whole_the_next_time() {
-    let (rig, id) = blob_with_fault(Fault::CutBody(100)).await;
+    let (rig, id) = blob_with_fault(SimFault::CutBody(100)).await;
     let cut = rig.fetch(&id).await;
     assert_eq!((cut.status, cut.body.len(), cut.whole), (200, 100, false));
     assert_eq!(rig.sim.truth().blobs_read, 0);
@@ -993,30 +994,30 @@ async fn a_body_is_cut_after_so_many_bytes_and_whole_the_next_time() {
 
 #[tokio::test]
 async fn a_cut_beyond_the_end_still_cuts() {
-    let (rig, id) = blob_with_fault(Fault::CutBody(u64::MAX)).await;
+    let (rig, id) = blob_with_fault(SimFault::CutBody(u64::MAX)).await;
     assert!(!rig.fetch(&id).await.whole);
-    rig.sim.faults().next_for_blob(&id, 1, Fault::CutBody(u64::MAX));
+    rig.sim.faults().next_for_blob(&id, 1, SimFault::CutBody(u64::MAX));
     let compressed = rig.try_call("GET", &format!("/audit/{id}"), "Accept-Encoding: gzip\r\n").await.unwrap();
     assert!(!compressed.whole);
 }
 
 #[tokio::test]
 async fn a_content_length_too_long_leaves_the_body_short() {
-    let (rig, id) = blob_with_fault(Fault::WrongLength(10)).await;
+    let (rig, id) = blob_with_fault(SimFault::WrongLength(10)).await;
     let answer = rig.fetch(&id).await;
     assert!(!answer.whole && answer.text().ends_with(']'));
 }
 
 #[tokio::test]
 async fn a_content_length_too_short_cuts_the_body_to_fit() {
-    let (rig, id) = blob_with_fault(Fault::WrongLength(-10)).await;
+    let (rig, id) = blob_with_fault(SimFault::WrongLength(-10)).await;
     let answer = rig.fetch(&id).await;
     assert!(answer.whole && serde_json::from_slice::<Value>(&answer.body).is_err());
 }
 
 #[tokio::test]
 async fn a_damaged_gzip_stream_does_not_decode() {
-    let (rig, id) = blob_with_fault(Fault::DamagedGzip).await;
+    let (rig, id) = blob_with_fault(SimFault::DamagedGzip).await;
     let answer = rig.try_call("GET", &format!("/audit/{id}"), "Accept-Encoding: gzip\r\n").await.unwrap();
     assert_eq!(answer.header("content-encoding"), Some("gzip"));
     let mut plain = Vec::new();
@@ -1026,7 +1027,7 @@ async fn a_damaged_gzip_stream_does_not_decode() {
 #[tokio::test]
 async fn a_reset_ends_the_connection_without_an_answer() {
     let rig = Rig::new().await;
-    rig.sim.faults().next(CallKind::List, 1, Fault::Reset);
+    rig.sim.faults().next(CallKind::List, 1, SimFault::Reset);
     let error = rig.try_call("GET", "/subscriptions/list", "").await.err().unwrap();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(rig.sim.requests().last().unwrap().status, 0);
@@ -1036,7 +1037,7 @@ async fn a_reset_ends_the_connection_without_an_answer() {
 #[tokio::test]
 async fn a_slow_answer_waits_for_the_clock() {
     let rig = Arc::new(Rig::new().await);
-    rig.sim.faults().next(CallKind::List, 1, Fault::Slow(Duration::from_secs(3_600)));
+    rig.sim.faults().next(CallKind::List, 1, SimFault::Slow(Duration::from_secs(3_600)));
     let call = tokio::spawn({
         let rig = rig.clone();
         async move { rig.get("/subscriptions/list").await }
@@ -1054,7 +1055,7 @@ async fn a_slow_body_waits_for_the_clock_piece_by_piece() {
     let rig = Arc::new(Rig::new().await);
     let blob = NewBlob::huge(time("2026-05-08T10:00:00Z"), 150_000);
     let id = rig.sim.add_blob(&rig.tenant, ContentType::General, blob);
-    rig.sim.faults().next_for_blob(&id, 1, Fault::SlowBody(Duration::from_secs(60)));
+    rig.sim.faults().next_for_blob(&id, 1, SimFault::SlowBody(Duration::from_secs(60)));
     let call = tokio::spawn({
         let rig = rig.clone();
         async move { rig.fetch(&id).await.whole }
@@ -1071,7 +1072,7 @@ async fn a_slow_body_waits_for_the_clock_piece_by_piece() {
 #[tokio::test]
 async fn one_date_header_can_be_wrong() {
     let rig = Rig::new().await;
-    rig.sim.faults().next(CallKind::List, 1, Fault::WrongDate(86_400));
+    rig.sim.faults().next(CallKind::List, 1, SimFault::WrongDate(86_400));
     assert_eq!(rig.get("/subscriptions/list").await.header("date"), Some("Sat, 09 May 2026 12:00:00 GMT"));
     assert_eq!(rig.get("/subscriptions/list").await.header("date"), Some("Fri, 08 May 2026 12:00:00 GMT"));
 }
@@ -1094,48 +1095,48 @@ macro_rules! answers {
 }
 
 answers! {
-    fault_throttled_as_403: Fault::Throttled { status: 403, retry_after_secs: None, single_quoted: false }
+    fault_throttled_as_403: SimFault::Throttled { status: 403, retry_after_secs: None, single_quoted: false }
         => 403, r#""code":"AF429""#;
-    fault_throttled_as_429: Fault::Throttled { status: 429, retry_after_secs: Some(7), single_quoted: false }
+    fault_throttled_as_429: SimFault::Throttled { status: 429, retry_after_secs: Some(7), single_quoted: false }
         => 429, "Method=GetBlob, PublisherId=99999999-0000-4000-8000-000000000009";
-    fault_throttled_in_single_quotes: Fault::Throttled { status: 403, retry_after_secs: None, single_quoted: true }
+    fault_throttled_in_single_quotes: SimFault::Throttled { status: 403, retry_after_secs: None, single_quoted: true }
         => 403, "{'error':{'code':'AF429'";
-    fault_internal_error: Fault::InternalError => 500, r#""code":"AF50000""#;
-    fault_internal_error_undocumented: Fault::InternalErrorUndocumented => 500, r#""code":"AF50005""#;
-    fault_gateway_502: Fault::Gateway(502) => 502, "<html>";
-    fault_gateway_503: Fault::Gateway(503) => 503, "<html>";
-    fault_gateway_504: Fault::Gateway(504) => 504, "<html>";
-    fault_request_timeout: Fault::RequestTimeout => 408, "";
-    fault_content_missing: Fault::ContentMissing => 404, "AF20050";
-    fault_content_expired: Fault::ContentExpired => 400, "AF20051";
-    fault_content_id_invalid: Fault::ContentIdInvalid => 400, "AF20052";
-    fault_not_found: Fault::NotFound => 404, "<html>";
-    fault_unauthorized: Fault::Unauthorized => 401, "Authorization has been denied";
-    fault_permission_missing: Fault::PermissionMissing => 401, "AF10001";
-    fault_html_page: Fault::HtmlPage => 200, "<!DOCTYPE html>";
-    fault_empty_body: Fault::EmptyBody => 200, "";
-    fault_redirect: Fault::Redirect("https://elsewhere.example/".to_owned()) => 302, "Object moved";
-    fault_next_page_invalid: Fault::NextPageInvalid => 400, "AF20031";
-    fault_not_subscribed: Fault::NotSubscribed => 400, "AF20022";
-    fault_subscription_disabled: Fault::SubscriptionDisabled => 400, "AF20023";
-    fault_window_refused: Fault::WindowRefused => 400, "AF20055";
-    fault_answer: Fault::Answer { status: 418, content_type: "text/plain".to_owned(), body: b"short".to_vec() }
+    fault_internal_error: SimFault::InternalError => 500, r#""code":"AF50000""#;
+    fault_internal_error_undocumented: SimFault::InternalErrorUndocumented => 500, r#""code":"AF50005""#;
+    fault_gateway_502: SimFault::Gateway(502) => 502, "<html>";
+    fault_gateway_503: SimFault::Gateway(503) => 503, "<html>";
+    fault_gateway_504: SimFault::Gateway(504) => 504, "<html>";
+    fault_request_timeout: SimFault::RequestTimeout => 408, "";
+    fault_content_missing: SimFault::ContentMissing => 404, "AF20050";
+    fault_content_expired: SimFault::ContentExpired => 400, "AF20051";
+    fault_content_id_invalid: SimFault::ContentIdInvalid => 400, "AF20052";
+    fault_not_found: SimFault::NotFound => 404, "<html>";
+    fault_unauthorized: SimFault::Unauthorized => 401, "Authorization has been denied";
+    fault_permission_missing: SimFault::PermissionMissing => 401, "AF10001";
+    fault_html_page: SimFault::HtmlPage => 200, "<!DOCTYPE html>";
+    fault_empty_body: SimFault::EmptyBody => 200, "";
+    fault_redirect: SimFault::Redirect("https://elsewhere.example/".to_owned()) => 302, "Object moved";
+    fault_next_page_invalid: SimFault::NextPageInvalid => 400, "AF20031";
+    fault_not_subscribed: SimFault::NotSubscribed => 400, "AF20022";
+    fault_subscription_disabled: SimFault::SubscriptionDisabled => 400, "AF20023";
+    fault_window_refused: SimFault::WindowRefused => 400, "AF20055";
+    fault_answer: SimFault::Answer { status: 418, content_type: "text/plain".to_owned(), body: b"short".to_vec() }
         => 418, "short";
 }
 
 #[tokio::test]
 async fn retry_after_is_sent_when_asked_for_and_a_redirect_names_its_target() {
-    let throttled = Fault::Throttled { status: 429, retry_after_secs: Some(7), single_quoted: false };
+    let throttled = SimFault::Throttled { status: 429, retry_after_secs: Some(7), single_quoted: false };
     let (rig, id) = blob_with_fault(throttled).await;
     assert_eq!(rig.fetch(&id).await.header("retry-after"), Some("7"));
-    rig.sim.faults().next_for_blob(&id, 1, Fault::Redirect("https://elsewhere.example/".to_owned()));
+    rig.sim.faults().next_for_blob(&id, 1, SimFault::Redirect("https://elsewhere.example/".to_owned()));
     assert_eq!(rig.fetch(&id).await.header("location"), Some("https://elsewhere.example/"));
 }
 
 #[tokio::test]
 async fn a_token_request_can_be_refused_by_script() {
     let rig = Rig::new().await;
-    rig.sim.faults().next(CallKind::Token, 1, Fault::Aadsts(90033));
+    rig.sim.faults().next(CallKind::Token, 1, SimFault::Aadsts(90033));
     let refused = rig.ask_token(SCOPE).await;
     assert_eq!((refused.status, refused.json()["error_codes"][0].as_u64()), (503, Some(90033)));
     assert_eq!(rig.ask_token(SCOPE).await.status, 200);
@@ -1144,8 +1145,8 @@ async fn a_token_request_can_be_refused_by_script() {
 #[tokio::test]
 async fn a_script_strikes_only_what_it_selects_and_after_what_it_skips() {
     let rig = Rig::new().await;
-    let script = Script { skip: 1, ..Script::next(CallKind::Content, 2, Fault::InternalError) };
-    rig.sim.faults().script(Script { content_type: Some(ContentType::General), ..script });
+    let script = FaultScript { skip: 1, ..FaultScript::next(CallKind::Content, 2, SimFault::InternalError) };
+    rig.sim.faults().script(FaultScript { content_type: Some(ContentType::General), ..script });
     assert_eq!(rig.get("/subscriptions/content?contentType=Audit.Exchange").await.status, 200);
     let mut statuses = Vec::new();
     for _ in 0..4 {
@@ -1153,7 +1154,7 @@ async fn a_script_strikes_only_what_it_selects_and_after_what_it_skips() {
     }
     assert_eq!(statuses, [200, 500, 500, 200]);
     assert_eq!(rig.sim.faults().pending(), 0);
-    rig.sim.faults().next_for_type(CallKind::Content, ContentType::General, 9, Fault::InternalError);
+    rig.sim.faults().next_for_type(CallKind::Content, ContentType::General, 9, SimFault::InternalError);
     rig.sim.faults().clear();
     assert_eq!(rig.today().await.status, 200);
 }
@@ -1163,7 +1164,7 @@ async fn faults_by_rate_come_at_about_their_rate_and_repeat_with_the_seed() {
     let mut runs = Vec::new();
     for _ in 0..2 {
         let rig = Rig::new().await;
-        rig.sim.faults().rate(CallKind::List, 0.3, Fault::InternalError);
+        rig.sim.faults().rate(CallKind::List, 0.3, SimFault::InternalError);
         let mut failed = Vec::new();
         for n in 0..200 {
             failed.push(rig.get(&format!("/subscriptions/list?n={n}")).await.status == 500);
@@ -1261,9 +1262,9 @@ async fn http2_without_tls_is_spoken_on_the_same_port() {
     assert_eq!(answer.headers()["date"], "Fri, 08 May 2026 12:00:00 GMT");
     assert_eq!(answer.text().await.unwrap(), format!("[{}]", event("a")));
     assert!(rig.sim.requests().last().unwrap().http2);
-    rig.sim.faults().next_for_blob(&id, 1, Fault::Reset);
+    rig.sim.faults().next_for_blob(&id, 1, SimFault::Reset);
     assert!(fetch().await.is_err());
-    rig.sim.faults().next_for_blob(&id, 1, Fault::CutBody(20));
+    rig.sim.faults().next_for_blob(&id, 1, SimFault::CutBody(20));
     let cut = fetch().await.unwrap();
     assert!(cut.bytes().await.is_err());
     assert!(fetch().await.is_ok());
@@ -1284,7 +1285,7 @@ async fn an_idle_simulator_has_nothing_in_flight_and_does_not_stir() {
 #[tokio::test]
 async fn a_stopped_simulator_has_joined_its_tasks_and_can_be_started_again_on_its_port() {
     let rig = Rig::new().await;
-    rig.sim.faults().next(CallKind::List, 1, Fault::Slow(Duration::from_secs(9)));
+    rig.sim.faults().next(CallKind::List, 1, SimFault::Slow(Duration::from_secs(9)));
     let address = rig.sim.address();
     let mut hanging = TcpStream::connect(address).await.unwrap();
     let target = format!("/api/v1.0/{}/activity/feed/subscriptions/list", rig.tenant);

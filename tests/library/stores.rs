@@ -9,13 +9,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use m365_audit::checkpoint::format::Position;
 use m365_audit::checkpoint::key::Key;
-use m365_audit::checkpoint::ledger::{Change, Ledger, LedgerSettings, Opened, ServerTimeSource};
+use m365_audit::checkpoint::ledger::{Change, Ledger, LedgerSettings, OpenedLedger, ServerTimeSource};
 use m365_audit::clock::{Clock, TestClock};
 use m365_audit::host::{Entries, Expected, Loaded, Op, Revision, StateError, StateStore};
 use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::hosts::embedded::store::SqliteStore;
 use m365_audit::hosts::postgres::members::{Beat, Introduction, Member};
-use m365_audit::hosts::postgres::schema::Made;
+use m365_audit::hosts::postgres::schema::TablesMade;
 use m365_audit::hosts::postgres::{Endpoint, PostgresStore};
 use m365_audit::model::{ContentType, TenantId};
 use proptest::prelude::*;
@@ -52,7 +52,7 @@ async fn stores() -> Vec<Subject> {
 /// A store on an empty database.
 async fn postgres(url: &str) -> PostgresStore {
     let store = PostgresStore::new(&Endpoint::of(url, None).unwrap(), "test", clock()).unwrap();
-    assert_eq!(store.make_tables(1).await, Ok(Made::New));
+    assert_eq!(store.make_tables(1).await, Ok(TablesMade::New));
     store
 }
 
@@ -322,7 +322,7 @@ fn clock() -> Arc<TestClock> {
     Arc::new(TestClock::at("2026-11-30T00:00:00Z".parse().unwrap()))
 }
 
-async fn opened(store: Arc<dyn StateStore>, clock: &Arc<TestClock>) -> Result<Opened, StateError> {
+async fn opened(store: Arc<dyn StateStore>, clock: &Arc<TestClock>) -> Result<OpenedLedger, StateError> {
     let settings = LedgerSettings {
         tenant: tenant(),
         content_types: ContentType::ALL.to_vec(),
@@ -351,7 +351,7 @@ const COMMITS: usize = 6;
 /// Hands in `COMMITS` changes of one event and a position each; the results, and how the writer ended.
 async fn write(store: Arc<dyn StateStore>) -> (Vec<Result<(), StateError>>, Result<(), StateError>) {
     let clock = clock();
-    let Opened { ledger, handle, .. } = opened(store, &clock).await.unwrap();
+    let OpenedLedger { ledger, handle, .. } = opened(store, &clock).await.unwrap();
     let running = tokio::spawn(ledger.run());
     let mut results = Vec::new();
     for n in 0..COMMITS {
@@ -371,7 +371,7 @@ async fn a_writer_whose_answer_is_lost_knows_its_commit_and_goes_on() {
             let losing = LosesAnswers { store: store.clone(), until: AtomicUsize::new(lost), stolen: false };
             let (results, end) = write(Arc::new(losing)).await;
             assert_eq!((results, end), (vec![Ok(()); COMMITS], Ok(())), "{name}, answer {lost} lost");
-            let Opened { events, .. } = opened(store, &clock()).await.unwrap();
+            let OpenedLedger { events, .. } = opened(store, &clock()).await.unwrap();
             assert_eq!(events.with_keys(|keys| keys.len()), COMMITS as u64, "{name}, answer {lost} lost");
         }
     }
@@ -458,7 +458,7 @@ async fn a_tenant_is_opened_from_postgresql_in_few_statements() {
         (0..50).map(|n| put(&format!("{prefix}receipts/sealed/{n:016x}/0"), vec![7_u8; 60_000], Expected::Any));
     store.commit(sealed.collect()).await.unwrap();
     let counting = Arc::new(Counting { store, asked: AtomicUsize::new(0) });
-    let Opened { events, .. } = opened(counting.clone(), &clock()).await.unwrap();
+    let OpenedLedger { events, .. } = opened(counting.clone(), &clock()).await.unwrap();
     assert_eq!(events.with_keys(|keys| keys.len()), COMMITS as u64);
     assert_eq!(counting.asked.load(Ordering::SeqCst), 4, "owner, range, tenant, commit");
 }
@@ -490,9 +490,9 @@ async fn tables_of_a_newer_build_are_left_alone_and_missing_ones_name_the_comman
         assert!(error.to_string().contains("cluster init"), "{error}");
     }
     // In parts, and again: what is there stays.
-    assert_eq!(store.make_tables(4).await, Ok(Made::New));
+    assert_eq!(store.make_tables(4).await, Ok(TablesMade::New));
     store.commit(vec![put("a", "1", Expected::Absent)]).await.unwrap();
-    assert_eq!(store.make_tables(1).await, Ok(Made::Known));
+    assert_eq!(store.make_tables(1).await, Ok(TablesMade::Known));
     assert_eq!(value(&store, "a").await, Some("1".into()));
     let name = url.rsplit('/').next().unwrap().split('?').next().unwrap();
     server.sql(name, "update meta set value = 999 where name = 'schema'");

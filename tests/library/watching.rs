@@ -6,7 +6,7 @@ use std::path::Path;
 
 use m365_audit::hosts::embedded::completeness::Bars;
 use m365_audit::hosts::embedded::status::{Line, Process, Quota, Sink, Source, Status, Stream};
-use m365_audit::hosts::embedded::status_html::{self, Shown};
+use m365_audit::hosts::embedded::status_html::{self, StatusView};
 use m365_audit::model::Timestamp;
 use m365_audit::report::model::{Segment, SegmentState};
 
@@ -146,7 +146,7 @@ fn bars(status: &Status) -> Bars {
 fn the_page_of_two_hundred_tenants_has_trouble_first_escapes_names_and_needs_nothing_from_elsewhere() {
     let status = status();
     let bars = bars(&status);
-    let shown = Shown { status: &status, bars: &bars, docs_url: "https://wiki.example.net/m365", every: None };
+    let shown = StatusView { status: &status, bars: &bars, docs_url: "https://wiki.example.net/m365", every: None };
     let page = status_html::page(&shown);
     std::fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("status.html"), &page).unwrap();
     assert!(page.contains("200 tenants: 5 failed, 3 degraded, 1 starting, 191 healthy"));

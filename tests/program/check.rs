@@ -11,7 +11,9 @@ use std::process::Command;
 use expect_test::{Expect, expect};
 use m365_audit::clock::SystemClock;
 use m365_audit::model::{ContentType, TenantId};
-use m365_audit::sim::{CallKind, Fault, FaultPlan, NewBlob, Script, Sim, SimConfig, StartFailure, SubscriptionState};
+use m365_audit::sim::{
+    CallKind, FaultPlan, FaultScript, NewBlob, Sim, SimConfig, SimFault, StartFailure, SubscriptionState,
+};
 use tempfile::TempDir;
 
 const OTHER_TENANT: &str = "99999999-2222-3333-4444-555555555555";
@@ -332,9 +334,9 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     "#]]).await;
     check(
         |b| {
-            let front = Fault::Answer { status: 403, content_type: "text/html".into(), body: b"<html>no".to_vec() };
+            let front = SimFault::Answer { status: 403, content_type: "text/html".into(), body: b"<html>no".to_vec() };
             b.sim.set_faults(FaultPlan {
-                scripts: vec![Script::next(CallKind::List, 9, front)],
+                scripts: vec![FaultScript::next(CallKind::List, 9, front)],
                 ..FaultPlan::default()
             });
         },

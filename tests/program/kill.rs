@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use m365_audit::clock::SystemClock;
 use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::sim::{
-    CallKind, Delivered, Fault, FaultPlan, GenerateSpec, NewBlob, Sim, SimConfig, SubscriptionState,
+    CallKind, Delivered, FaultPlan, GenerateSpec, NewBlob, Sim, SimConfig, SimFault, SubscriptionState,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -140,7 +140,7 @@ async fn killed_at_random_moments_and_restarted_loses_nothing() {
             sim.set_faults(FaultPlan::bad_weather(0.05));
         }
         // A blob takes a few milliseconds, as over a network, so that kills meet every stage.
-        sim.faults().rate(CallKind::Blob, 0.5, Fault::Slow(Duration::from_millis(10)));
+        sim.faults().rate(CallKind::Blob, 0.5, SimFault::Slow(Duration::from_millis(10)));
         let place = Place::new(&sim, &config);
         let mut random = fastrand::Rng::with_seed(seed);
         let mut kills = 0;

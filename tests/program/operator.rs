@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use m365_audit::clock::SystemClock;
 use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::sim::{
-    CallKind, Delivered, ExportForm, ExportSpec, Fault, GenerateSpec, Sim, SimConfig, SubscriptionState,
+    CallKind, Delivered, ExportForm, ExportSpec, GenerateSpec, Sim, SimConfig, SimFault, SubscriptionState,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -327,7 +327,7 @@ async fn a_backfill_that_starts_a_subscription_says_what_it_will_never_have() {
     let said = place.run_badly(&["backfill", "--from", "21h"], 75, "not listed by Microsoft").await;
     assert!(said.contains("what became available while it was off is never listed"), "{said}");
     // The permission for the one type that is missing: named, with its remedy.
-    place.sim.faults().next(CallKind::Start, u32::MAX, Fault::PermissionMissing);
+    place.sim.faults().next(CallKind::Start, u32::MAX, SimFault::PermissionMissing);
     place.sim.set_subscription(&place.service.tenants[0], ContentType::Exchange, SubscriptionState::Absent);
     fs::remove_dir_all(place.at("data")).unwrap();
     let said = place.run_badly(&["backfill", "--from", "21h"], 75, "api-permission-missing").await;
@@ -364,7 +364,7 @@ async fn a_killed_backfill_goes_on_where_it_was() {
     let remaining = async || place.stream().await["backfill"].as_str().map(str::to_owned);
 
     // Slow enough to be met under way.
-    place.sim.faults().rate(CallKind::Blob, 1.0, Fault::Slow(Duration::from_millis(100)));
+    place.sim.faults().rate(CallKind::Blob, 1.0, SimFault::Slow(Duration::from_millis(100)));
     // The client dies: the back-fill stops, its position stays.
     let mut client = place.command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let before = blobs();
@@ -474,7 +474,7 @@ async fn status_shows_the_process_its_streams_and_what_is_wrong() {
     assert_eq!(stream["content_type"], "Audit.Exchange");
     assert_eq!(stream["events"].as_u64().unwrap() as usize, place.delivered().len());
     // Listings fail: the source says so, with the remedy, and so do its last warnings.
-    place.sim.faults().rate(CallKind::Content, 1.0, Fault::InternalError);
+    place.sim.faults().rate(CallKind::Content, 1.0, SimFault::InternalError);
     let begun = Instant::now();
     loop {
         let status: Value = serde_json::from_str(&place.run_well(&["status", "--json"]).await).unwrap();
@@ -531,7 +531,7 @@ async fn a_position_set_forward_asks_first_passes_over_and_leaves_a_gap_record()
     for beside in [true, false] {
         // The host does not take what is read at first, so that there is something to pass over.
         let place = Place::new(40, 20, 21 * 3600, "").await;
-        place.sim.faults().rate(CallKind::Blob, 1.0, Fault::InternalError);
+        place.sim.faults().rate(CallKind::Blob, 1.0, SimFault::InternalError);
         let running = place.start();
         let first = || place.sim.requests().iter().filter(|r| r.kind == CallKind::Blob).count() > 40;
         place.until("every blob was asked for in vain", first).await;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use m365_audit::clock::SystemClock;
 use m365_audit::metrics;
 use m365_audit::model::{ContentType, TenantId};
-use m365_audit::sim::{CallKind, Fault, FaultPlan, NewBlob, Script, Sim, SimConfig, SubscriptionState};
+use m365_audit::sim::{CallKind, FaultPlan, FaultScript, NewBlob, Sim, SimConfig, SimFault, SubscriptionState};
 
 const TENANTS: usize = 101;
 /// For a slow machine; nothing waits for it where all is well.
@@ -113,7 +113,7 @@ impl Bench {
         let label = format!("tenant=\"{}\"", tenant(number));
         let of_it =
             |name: &str| page.lines().any(|line| line.starts_with(&format!("{name}{{")) && line.contains(&label));
-        let gauges = metrics::ALL.iter().filter(|metric| metric.kind == metrics::Kind::Gauge);
+        let gauges = metrics::ALL.iter().filter(|metric| metric.kind == metrics::MetricKind::Gauge);
         gauges.map(|metric| metric.name).filter(|name| of_it(name)).collect()
     }
 
@@ -136,13 +136,15 @@ async fn broken_tenants_among_a_hundred_are_not_felt_by_the_others_and_tenants_c
     // One with a wrong secret, one whose API never answers, one whose secret's file is not there, one whose CA file is
     // not there, one that gets nothing but server errors.
     let (wrong, silent, fileless, ca_less, failing) = (13, 27, 55, 60, 71);
-    let all =
-        |kind, number, fault: Fault| Script { tenant: Some(tenant(number)), ..Script::next(kind, u32::MAX, fault) };
+    let all = |kind, number, fault: SimFault| FaultScript {
+        tenant: Some(tenant(number)),
+        ..FaultScript::next(kind, u32::MAX, fault)
+    };
     bench.sim.set_faults(FaultPlan {
         scripts: vec![
-            all(CallKind::List, silent, Fault::Slow(Duration::from_secs(86_400))),
-            all(CallKind::List, failing, Fault::InternalError),
-            all(CallKind::Content, failing, Fault::InternalError),
+            all(CallKind::List, silent, SimFault::Slow(Duration::from_secs(86_400))),
+            all(CallKind::List, failing, SimFault::InternalError),
+            all(CallKind::Content, failing, SimFault::InternalError),
         ],
         ..FaultPlan::default()
     });
@@ -228,7 +230,7 @@ async fn a_hundred_tenants_catch_up_over_slow_blobs_with_few_files_and_health_an
             bench.sim.add_blob(&tenant(number), ContentType::General, NewBlob::at(hour_ago).with_events([event]));
         }
     }
-    bench.sim.faults().rate(CallKind::Blob, 1.0, Fault::Slow(Duration::from_millis(500)));
+    bench.sim.faults().rate(CallKind::Blob, 1.0, SimFault::Slow(Duration::from_millis(500)));
     bench.configure(0..TENANTS, &|_| String::new());
     let shell = format!("ulimit -n {FILES}; exec \"$0\" \"$@\"");
     let mut child = Command::new("sh")

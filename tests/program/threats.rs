@@ -19,7 +19,7 @@ use flate2::write::GzEncoder;
 use m365_audit::clock::SystemClock;
 use m365_audit::hosts::embedded::store::{LOCK_FILE, STATE_FILE, SqliteStore};
 use m365_audit::model::{ContentType, Timestamp};
-use m365_audit::sim::{CallKind, Fault, FaultPlan, GenerateSpec, Sim, SimConfig, SubscriptionState};
+use m365_audit::sim::{CallKind, FaultPlan, GenerateSpec, Sim, SimConfig, SimFault, SubscriptionState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -486,7 +486,7 @@ async fn state_records_log_and_metrics_hold_neither_secret_nor_token() {
     sim.faults().next(
         CallKind::Token,
         1,
-        Fault::Answer { status: 401, content_type: "application/json".into(), body: mirror.into_bytes() },
+        SimFault::Answer { status: 401, content_type: "application/json".into(), body: mirror.into_bytes() },
     );
     let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let dir = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use m365_audit::clock::SystemClock;
 use m365_audit::metrics;
 use m365_audit::model::{ContentType, TenantId};
-use m365_audit::sim::{CallKind, Fault, FaultPlan, NewBlob, Script, Sim, SimConfig, SubscriptionState};
+use m365_audit::sim::{CallKind, FaultPlan, FaultScript, NewBlob, Sim, SimConfig, SimFault, SubscriptionState};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
@@ -65,9 +65,9 @@ impl Watched {
             }
             sim.add_blob(&tenant(number), ContentType::General, NewBlob::at(hour_ago).with_events([event]));
         }
-        let denied = |number, kind| Script {
+        let denied = |number, kind| FaultScript {
             tenant: Some(tenant(number)),
-            ..Script::next(kind, u32::MAX, Fault::PermissionMissing)
+            ..FaultScript::next(kind, u32::MAX, SimFault::PermissionMissing)
         };
         let scripts = UNPERMITTED
             .into_iter()

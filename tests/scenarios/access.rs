@@ -2,7 +2,7 @@
 
 use m365_audit::host::Health;
 use m365_audit::model::ContentType;
-use m365_audit::sim::{CallKind, Fault, SimConfig, StartFailure, SubscriptionState};
+use m365_audit::sim::{CallKind, SimConfig, SimFault, StartFailure, SubscriptionState};
 
 use crate::world::{EXCHANGE, World, hours, mins};
 
@@ -127,7 +127,7 @@ async fn already_enabled_is_success_and_no_gap() {
     let mut w = World::new().await;
     w.add_aged(2, mins(30));
     w.run_for(mins(30)).await;
-    let nothing = Fault::Answer { status: 200, content_type: "application/json".into(), body: b"[]".to_vec() };
+    let nothing = SimFault::Answer { status: 200, content_type: "application/json".into(), body: b"[]".to_vec() };
     w.sim.faults().next(CallKind::List, 1, nothing);
     w.add_now(2);
     w.run_for(mins(30)).await;
@@ -140,7 +140,7 @@ async fn already_enabled_is_success_and_no_gap() {
 /// Single listings refused with AF20022 or AF20023 although the subscription is on are no gap either.
 #[tokio::test]
 async fn a_listing_wrongly_refused_as_disabled_is_no_gap() {
-    for fault in [Fault::NotSubscribed, Fault::SubscriptionDisabled] {
+    for fault in [SimFault::NotSubscribed, SimFault::SubscriptionDisabled] {
         let mut w = World::new().await;
         w.add_aged(2, mins(30));
         let running = w.start();
@@ -269,7 +269,7 @@ async fn throttling_in_every_form_is_obeyed_and_loses_nothing() {
         for n in 1..20 {
             w.add_aged(2, mins(20 + n));
         }
-        let fault = Fault::Throttled { status, retry_after_secs, single_quoted };
+        let fault = SimFault::Throttled { status, retry_after_secs, single_quoted };
         for kind in [CallKind::List, CallKind::Content, CallKind::Blob] {
             w.sim.faults().next(kind, 6, fault.clone());
         }

@@ -13,18 +13,18 @@ use std::time::Duration;
 use m365_audit::clock::{Clock, SystemClock};
 use m365_audit::config::MetricsDetail;
 use m365_audit::host::{BatchBuilder, Delivery};
-use m365_audit::hosts::embedded::completeness::Completeness;
+use m365_audit::hosts::embedded::completeness::CompletenessReader;
 use m365_audit::hosts::embedded::metrics_server::{MetricsServer, Readiness, Served};
 use m365_audit::hosts::embedded::notebook::Notebook;
 use m365_audit::hosts::embedded::recorder::Recorder;
-use m365_audit::hosts::embedded::registry::{Entry, Registry};
+use m365_audit::hosts::embedded::registry::{Registry, RunningSource};
 use m365_audit::hosts::embedded::sink::{BlockingSink, Written};
 use m365_audit::hosts::embedded::status::{Monitor, Recent};
-use m365_audit::hosts::embedded::{HealthReport, Standing};
+use m365_audit::hosts::embedded::{HealthReport, ReportedHealth};
 use m365_audit::hosts::file::{FILE_MODE, FileSink, Memory};
 use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::severity::Severity;
-use m365_audit::sim::{CallKind, Fault, SimConfig, SubscriptionState};
+use m365_audit::sim::{CallKind, SimConfig, SimFault, SubscriptionState};
 use m365_audit::source::{aside, backfill, heal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -56,7 +56,7 @@ impl Scraped {
         let served = Served {
             monitor: Arc::new(Monitor::new(recorded, reported, Recent::default(), clock.clone())),
             registry: registry.clone(),
-            completeness: Completeness::new(Arc::new(OnceLock::new()), clock.clone()),
+            completeness: CompletenessReader::new(Arc::new(OnceLock::new()), clock.clone()),
             detail: MetricsDetail::Tenant,
             hosts: Vec::new(),
             docs_url: String::new(),
@@ -97,15 +97,15 @@ impl Scraped {
 
     /// As a host does; the page has the causes from it.
     fn report_health(&self, world: &World) {
-        let standing = Standing { health: world.host.health(), since: world.now() };
+        let standing = ReportedHealth { health: world.host.health(), since: world.now() };
         self.report.send_modify(|report| drop(report.sources.insert(SOURCE.to_owned(), standing)));
         if self.registry.entries().is_empty() {
-            let entry = Entry {
+            let entry = RunningSource {
                 tenant: world.tenant.clone(),
                 content_types: Vec::new(),
                 max_requests_per_minute: 0,
-                counter: backfill::desk().0,
-                heal: heal::desk::desk().0,
+                counter: backfill::request_queue().0,
+                heal: heal::requests::request_queue().0,
                 backfill: None,
                 retries: aside::asking().0,
             };
@@ -348,7 +348,7 @@ async fn a_throttled_tenant_is_alarmed_of_while_it_is() {
     let mut world = World::new().await;
     // Enough calls that a tenth of them is refused in every quarter of an hour.
     world.all_types();
-    let refused = Fault::Throttled { status: 429, retry_after_secs: Some(1), single_quoted: false };
+    let refused = SimFault::Throttled { status: 429, retry_after_secs: Some(1), single_quoted: false };
     world.sim.faults().rate(CallKind::Content, 0.6, refused);
     let mut scraped = Scraped::new().await;
     let running = world.start();
@@ -365,7 +365,7 @@ async fn a_throttled_tenant_is_alarmed_of_while_it_is() {
 async fn a_tenant_that_works_with_a_part_missing_is_degraded_and_recovers() {
     let mut world = World::new().await;
     world.set("content_types", vec![ContentType::Exchange.as_str(), ContentType::General.as_str()]);
-    world.sim.faults().next_for_type(CallKind::Content, ContentType::General, 60, Fault::PermissionMissing);
+    world.sim.faults().next_for_type(CallKind::Content, ContentType::General, 60, SimFault::PermissionMissing);
     let mut scraped = Scraped::new().await;
     let running = world.start();
     scraped.pass(&world, 45).await;
@@ -519,7 +519,7 @@ async fn one_silent_process_of_two_is_alarmed_of_and_named() {
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// `m365-audit state retry`: how many were delivered, and how many are left.
-async fn retry(world: &World, retries: &mpsc::Sender<aside::Ask>) -> (u64, usize) {
+async fn retry(world: &World, retries: &mpsc::Sender<aside::RetryRequest>) -> (u64, usize) {
     let (ask, mut answer) = oneshot::channel();
     retries.send(ask).await.unwrap();
     let mut retried = None;
@@ -728,7 +728,8 @@ async fn a_tenant_that_is_removed_leaves_no_gauge_behind() {
     let running = world.start();
     world.pass(mins(2)).await;
     let gauges = |page: &str| -> BTreeSet<String> {
-        let names = m365_audit::metrics::ALL.iter().filter(|metric| metric.kind == m365_audit::metrics::Kind::Gauge);
+        let names =
+            m365_audit::metrics::ALL.iter().filter(|metric| metric.kind == m365_audit::metrics::MetricKind::Gauge);
         let shown = |name: &&str| page.contains(&format!("\n{name}{{"));
         names.map(|metric| metric.name).filter(shown).map(str::to_owned).collect()
     };

@@ -2,33 +2,35 @@
 
 use std::sync::Arc;
 
-use m365_audit::sim::{CallKind, Fault};
-use m365_audit::source::backfill::{Ask, Asked, BackfillError, Counter, Ended, Progress};
+use m365_audit::sim::{CallKind, SimFault};
+use m365_audit::source::backfill::{
+    BackfillAsk, BackfillError, BackfillProgress, BackfillRequest, BackfillResult, BackfillSender,
+};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::world::{EXCHANGE, World, hours, mins};
 
 struct Backfill {
-    begun: oneshot::Receiver<Arc<Progress>>,
-    answer: oneshot::Receiver<Result<Ended, BackfillError>>,
+    begun: oneshot::Receiver<Arc<BackfillProgress>>,
+    answer: oneshot::Receiver<Result<BackfillResult, BackfillError>>,
     stop: CancellationToken,
 }
 
-fn ask(counter: &Counter, ask: Ask) -> Backfill {
+fn ask(counter: &BackfillSender, ask: BackfillAsk) -> Backfill {
     let (begun_sender, begun) = oneshot::channel();
     let (answer_sender, answer) = oneshot::channel();
     let stop = CancellationToken::new();
-    counter.hand_in(Asked { ask, begun: begun_sender, stop: stop.clone(), answer: answer_sender }).unwrap();
+    counter.hand_in(BackfillRequest { ask, begun: begun_sender, stop: stop.clone(), answer: answer_sender }).unwrap();
     Backfill { begun, answer, stop }
 }
 
-fn range(w: &World, from_hours: u64, again: bool) -> Ask {
-    Ask::Range { from: w.ago(hours(from_hours)), to: None, content_types: Vec::new(), again }
+fn range(w: &World, from_hours: u64, again: bool) -> BackfillAsk {
+    BackfillAsk::Range { from: w.ago(hours(from_hours)), to: None, content_types: Vec::new(), again }
 }
 
 impl Backfill {
-    async fn ended(&mut self, w: &World) -> Result<Ended, BackfillError> {
+    async fn ended(&mut self, w: &World) -> Result<BackfillResult, BackfillError> {
         let mut result = None;
         w.until("the back-fill ends", || {
             result = result.take().or_else(|| self.answer.try_recv().ok());
@@ -97,7 +99,7 @@ async fn a_blob_that_fails_is_left_and_read_when_asked_again() {
     w.set("backfill_secs", 3600);
     let bad = w.add_aged(2, hours(9));
     w.add_aged(2, hours(20));
-    w.sim.faults().next_for_blob(&bad, u32::MAX, Fault::InternalError);
+    w.sim.faults().next_for_blob(&bad, u32::MAX, SimFault::InternalError);
     let (running, counter) = w.start_with_desk();
     w.pass(mins(5)).await;
     let ended = ask(&counter, range(&w, 30, false)).ended(&w).await.unwrap();
@@ -106,10 +108,10 @@ async fn a_blob_that_fails_is_left_and_read_when_asked_again() {
     assert_eq!(ended.progress.events, 2);
     w.sim.faults().clear();
     let fetched = w.requests(CallKind::Blob).len();
-    let ended = ask(&counter, Ask::Resume).ended(&w).await.unwrap();
+    let ended = ask(&counter, BackfillAsk::Resume).ended(&w).await.unwrap();
     assert!(ended.left.is_empty(), "{ended:?}");
     assert_eq!(w.requests(CallKind::Blob).len(), fetched + 1, "only what was left");
-    assert!(matches!(ask(&counter, Ask::Resume).ended(&w).await, Err(BackfillError::Nothing)));
+    assert!(matches!(ask(&counter, BackfillAsk::Resume).ended(&w).await, Err(BackfillError::Nothing)));
     w.stop(running).await;
     w.assert_clean();
 }
@@ -135,7 +137,7 @@ async fn a_stopped_backfill_goes_on_and_a_second_one_is_turned_away() {
     w.stop(running).await;
     let (running, counter) = w.start_with_desk();
     w.pass(mins(1)).await;
-    let ended = ask(&counter, Ask::Resume).ended(&w).await.unwrap();
+    let ended = ask(&counter, BackfillAsk::Resume).ended(&w).await.unwrap();
     assert!(!ended.interrupted && ended.left.is_empty(), "{ended:?}");
     assert!(ended.progress.span_secs < 27 * 3600, "it does not begin anew: {ended:?}");
     w.until_all_delivered().await;
@@ -154,7 +156,7 @@ async fn a_backfill_resumed_too_late_names_what_is_gone() {
     let (running, counter) = w.start_with_desk();
     w.pass(mins(2)).await;
     // Its first listing is under way when it is stopped.
-    w.sim.faults().rate(CallKind::Content, 1.0, Fault::Slow(mins(2)));
+    w.sim.faults().rate(CallKind::Content, 1.0, SimFault::Slow(mins(2)));
     let mut backfill = ask(&counter, range(&w, 6 * 24 + 2, false));
     w.until("it has begun", || backfill.begun.try_recv().is_ok()).await;
     backfill.stop.cancel();
@@ -164,10 +166,10 @@ async fn a_backfill_resumed_too_late_names_what_is_gone() {
     w.clock.advance(hours(48));
     let (running, counter) = w.start_with_desk();
     w.pass(mins(2)).await;
-    let ended = ask(&counter, Ask::Resume).ended(&w).await.unwrap();
+    let ended = ask(&counter, BackfillAsk::Resume).ended(&w).await.unwrap();
     assert!(!ended.gone.is_empty() && ended.left.is_empty(), "{ended:?}");
     assert_eq!((w.fetches(&old), ended.progress.events), (0, 2), "{ended:?}");
-    assert!(matches!(ask(&counter, Ask::Resume).ended(&w).await, Err(BackfillError::Nothing)), "it is done");
+    assert!(matches!(ask(&counter, BackfillAsk::Resume).ended(&w).await, Err(BackfillError::Nothing)), "it is done");
     w.stop(running).await;
     w.assert_manners();
 }
@@ -181,9 +183,9 @@ async fn a_backfill_in_bad_weather_loses_nothing() {
         w.add_aged(3, mins(n * 20));
     }
     for (kind, fault) in [
-        (CallKind::Blob, Fault::InternalError),
-        (CallKind::Blob, Fault::Throttled { status: 403, retry_after_secs: None, single_quoted: false }),
-        (CallKind::Content, Fault::InternalError),
+        (CallKind::Blob, SimFault::InternalError),
+        (CallKind::Blob, SimFault::Throttled { status: 403, retry_after_secs: None, single_quoted: false }),
+        (CallKind::Content, SimFault::InternalError),
     ] {
         w.sim.faults().rate(kind, 0.15, fault);
     }
@@ -191,7 +193,7 @@ async fn a_backfill_in_bad_weather_loses_nothing() {
     w.pass(mins(10)).await;
     let mut ended = ask(&counter, range(&w, 28, false)).ended(&w).await.unwrap();
     while !ended.left.is_empty() {
-        ended = ask(&counter, Ask::Resume).ended(&w).await.unwrap();
+        ended = ask(&counter, BackfillAsk::Resume).ended(&w).await.unwrap();
     }
     w.sim.faults().clear();
     w.until_all_delivered().await;

@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 use m365_audit::host::Health;
-use m365_audit::sim::{Fault, NewBlob};
+use m365_audit::sim::{NewBlob, SimFault};
 
 use crate::world::{EXCHANGE, World, days, hours, mins};
 
@@ -11,7 +11,7 @@ use crate::world::{EXCHANGE, World, days, hours, mins};
 async fn a_failing_blob_holds_the_position_and_not_its_neighbours() {
     let mut w = World::new().await;
     let ids: Vec<String> = (1..6).map(|n| w.add_aged(2, mins(20 * n))).collect();
-    w.sim.faults().next_for_blob(&ids[2], u32::MAX, Fault::InternalError);
+    w.sim.faults().next_for_blob(&ids[2], u32::MAX, SimFault::InternalError);
     let running = w.start();
     w.pass(hours(2)).await;
     assert_eq!(w.host.event_count(), 8);
@@ -30,15 +30,15 @@ async fn a_failing_blob_holds_the_position_and_not_its_neighbours() {
 #[tokio::test]
 async fn a_blob_is_tried_until_it_expires_whatever_the_error() {
     let faults = [
-        Fault::InternalError,
-        Fault::ContentMissing,
-        Fault::ContentExpired,
-        Fault::ContentIdInvalid,
-        Fault::NotFound,
-        Fault::Reset,
-        Fault::HtmlPage,
-        Fault::PermissionMissing,
-        Fault::Unauthorized,
+        SimFault::InternalError,
+        SimFault::ContentMissing,
+        SimFault::ContentExpired,
+        SimFault::ContentIdInvalid,
+        SimFault::NotFound,
+        SimFault::Reset,
+        SimFault::HtmlPage,
+        SimFault::PermissionMissing,
+        SimFault::Unauthorized,
     ];
     let mut w = World::new().await;
     for fault in faults {
@@ -56,8 +56,8 @@ async fn a_blob_is_tried_until_it_expires_whatever_the_error() {
     assert!(w.gaps().is_empty());
 }
 
-fn answer(body: &str) -> Fault {
-    Fault::Answer { status: 200, content_type: "application/json".to_owned(), body: body.as_bytes().to_vec() }
+fn answer(body: &str) -> SimFault {
+    SimFault::Answer { status: 200, content_type: "application/json".to_owned(), body: body.as_bytes().to_vec() }
 }
 
 /// A blob is listed because it has events: an answer without any is not believed at once.
@@ -146,7 +146,7 @@ async fn a_blob_that_expired_unread_is_one_gap_record_and_is_passed() {
     let created = blob.created;
     let gone = w.add(blob);
     w.add_aged(2, mins(20));
-    w.sim.faults().next_for_blob(&gone, u32::MAX, Fault::Gateway(503));
+    w.sim.faults().next_for_blob(&gone, u32::MAX, SimFault::Gateway(503));
     let running = w.start();
     w.leap(days(6) + hours(23), mins(10)).await;
     assert!(w.gaps().is_empty());
@@ -177,16 +177,16 @@ async fn a_blob_that_expired_unread_is_one_gap_record_and_is_passed() {
 #[tokio::test]
 async fn a_body_that_broke_off_is_read_again_without_duplicates() {
     for fault in [
-        Fault::CutBody(3_000),
-        Fault::WrongLength(-700),
-        Fault::WrongLength(700),
-        Fault::DamagedGzip,
-        Fault::HtmlPage,
-        Fault::EmptyBody,
-        Fault::RequestTimeout,
+        SimFault::CutBody(3_000),
+        SimFault::WrongLength(-700),
+        SimFault::WrongLength(700),
+        SimFault::DamagedGzip,
+        SimFault::HtmlPage,
+        SimFault::EmptyBody,
+        SimFault::RequestTimeout,
     ] {
         let mut w = World::new().await;
-        w.sim.configure(|config| config.gzip = matches!(fault, Fault::DamagedGzip));
+        w.sim.configure(|config| config.gzip = matches!(fault, SimFault::DamagedGzip));
         let id = w.add_aged(40, mins(30));
         w.sim.faults().next_for_blob(&id, 4, fault.clone());
         w.run_for(mins(30)).await;
@@ -239,7 +239,7 @@ async fn a_damaged_body_that_differs_each_time_is_never_given_up_early() {
     w.sim.configure(|config| config.gzip = false);
     let id = w.add_aged(40, mins(30));
     for cut in 0..12 {
-        w.sim.faults().next_for_blob(&id, 1, Fault::WrongLength(-500 - cut));
+        w.sim.faults().next_for_blob(&id, 1, SimFault::WrongLength(-500 - cut));
     }
     w.run_for(hours(2)).await;
     assert_eq!(w.fetches(&id), 13);
@@ -445,7 +445,7 @@ async fn a_version_damaged_on_the_way_may_be_delivered_beside_the_good_one_or_in
     let id = w.add(NewBlob::at(at).with_events([first.clone(), second.clone()]));
     // One byte of what identifies the first, one of the text of the second, and the end is cut off.
     let damaged = format!("[{},{},", first.replace("\"first\"", "\"fir5t\""), second.replace("whole", "wh0le"));
-    let answer = Fault::Answer { status: 200, content_type: "application/json".into(), body: damaged.into_bytes() };
+    let answer = SimFault::Answer { status: 200, content_type: "application/json".into(), body: damaged.into_bytes() };
     w.sim.faults().next_for_blob(&id, 1, answer);
     w.run_for(mins(30)).await;
     assert_eq!(w.fetches(&id), 2);

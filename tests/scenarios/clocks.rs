@@ -1,7 +1,7 @@
 //! Machines and servers whose clocks are wrong, or jump.
 
 use m365_audit::clock::Clock;
-use m365_audit::sim::{CallKind, Fault, Script, SimConfig};
+use m365_audit::sim::{CallKind, FaultScript, SimConfig, SimFault};
 
 use crate::world::{EXCHANGE, World, hours, mins};
 
@@ -72,7 +72,7 @@ async fn a_window_listed_in_the_future_does_not_count_as_read_later() {
     w.sim.set_clock_offset(0);
     w.pass(mins(2)).await;
     // Now no listing works, and what appears is unknown.
-    w.sim.faults().rate(CallKind::Content, 1.0, Fault::InternalError);
+    w.sim.faults().rate(CallKind::Content, 1.0, SimFault::InternalError);
     w.add_now(2);
     w.pass(mins(20)).await;
     w.add_now(2);
@@ -93,9 +93,9 @@ async fn single_answers_with_a_wrong_date_change_nothing() {
         w.add_aged(2, mins(10) + hours(15 * n));
     }
     for (skip, wrong) in [(3, 40 * 86_400), (9, -40 * 86_400), (15, 3600)] {
-        let script = Script::next(CallKind::Content, 1, Fault::WrongDate(wrong));
-        w.sim.faults().script(Script { skip, ..script });
-        w.sim.faults().script(Script { skip, ..Script::next(CallKind::Blob, 1, Fault::WrongDate(wrong)) });
+        let script = FaultScript::next(CallKind::Content, 1, SimFault::WrongDate(wrong));
+        w.sim.faults().script(FaultScript { skip, ..script });
+        w.sim.faults().script(FaultScript { skip, ..FaultScript::next(CallKind::Blob, 1, SimFault::WrongDate(wrong)) });
     }
     let running = w.start();
     w.pass(mins(30)).await;
@@ -116,7 +116,7 @@ async fn a_wrong_date_on_the_very_first_answer_loses_nothing() {
         for n in 0..10 {
             w.add_aged(2, mins(10) + hours(15 * n));
         }
-        w.sim.faults().next(CallKind::List, 1, Fault::WrongDate(wrong));
+        w.sim.faults().next(CallKind::List, 1, SimFault::WrongDate(wrong));
         let running = w.start();
         w.pass(hours(1)).await;
         w.add_now(2);

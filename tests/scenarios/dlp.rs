@@ -5,7 +5,7 @@ use bytes::Bytes;
 use m365_audit::checkpoint::held::HeldPage;
 use m365_audit::host::{Expected, Health, Op, StateStore as _};
 use m365_audit::model::ContentType;
-use m365_audit::sim::{CallKind, Fault, GenerateSpec, NewBlob};
+use m365_audit::sim::{CallKind, GenerateSpec, NewBlob, SimFault};
 use m365_audit::source::report::LeftKind;
 use serde_json::{Value, json};
 
@@ -266,7 +266,7 @@ async fn what_is_on_hold_survives_a_stop_and_a_crash() {
 async fn reads_wait_for_a_type_that_lags_however_long() {
     for content_type in [DLP, GENERAL] {
         let mut w = world().await;
-        w.sim.faults().next_for_type(CallKind::Content, content_type, u32::MAX, Fault::InternalError);
+        w.sim.faults().next_for_type(CallKind::Content, content_type, u32::MAX, SimFault::InternalError);
         let running = w.start();
         w.pass(mins(12)).await;
         let reads = [file_read(&w, 1, 0), file_read(&w, 2, 0)];
@@ -292,7 +292,7 @@ async fn reads_wait_for_a_blob_of_matches_that_cannot_be_read() {
     w.publish(SHAREPOINT, reads);
     let found = [file_match(&w, 1, "Cards")];
     let blob = w.publish(DLP, found);
-    w.sim.faults().next_for_blob(&blob, u32::MAX, Fault::InternalError);
+    w.sim.faults().next_for_blob(&blob, u32::MAX, SimFault::InternalError);
     let running = w.start();
     w.leap(hours(10), mins(5)).await;
     assert_eq!((w.watch.held(), w.reads().len()), (2, 0));
@@ -326,7 +326,7 @@ async fn a_parked_dlp_type_is_not_waited_for() {
     w.pass(mins(40)).await;
     let reads = [file_read(&w, 2, 0)];
     w.publish(SHAREPOINT, reads);
-    w.sim.faults().next_for_type(CallKind::Content, DLP, u32::MAX, Fault::InternalError);
+    w.sim.faults().next_for_type(CallKind::Content, DLP, u32::MAX, SimFault::InternalError);
     w.leap(hours(4), mins(5)).await;
     assert_eq!(w.watch.held(), 1, "a type that only fails is waited for");
     w.sim.faults().clear();
@@ -354,7 +354,7 @@ async fn a_single_pass_waits_for_a_dlp_type_that_an_earlier_one_read() {
         w.publish(SHAREPOINT, reads);
         let found = [file_match(&w, 1, "Cards")];
         let blob = w.add_to(DLP, NewBlob::at(created).with_events(found));
-        w.sim.faults().next_for_blob(&blob, u32::MAX, Fault::InternalError);
+        w.sim.faults().next_for_blob(&blob, u32::MAX, SimFault::InternalError);
         w.clock.advance(failing);
         w.once().await;
         w.sim.faults().clear();
@@ -399,7 +399,7 @@ async fn without_the_types_that_bring_matches_nothing_is_held() {
 async fn beyond_the_bound_the_oldest_are_shipped_as_undetermined() {
     let mut w = world().await;
     w.set("hold_bytes_max", 65_536);
-    w.sim.faults().next_for_type(CallKind::Content, DLP, u32::MAX, Fault::InternalError);
+    w.sim.faults().next_for_type(CallKind::Content, DLP, u32::MAX, SimFault::InternalError);
     let running = w.start();
     for n in 0..60 {
         let reads: Vec<String> = (0..5).map(|copy| file_read(&w, n, copy)).collect();

@@ -106,7 +106,7 @@ async fn events_without_an_id_are_delivered_as_often_as_they_were_published() {
         let events = [&bare, &bare, &empty, &empty, &bare].map(Value::to_string);
         ids.push(w.add(NewBlob::at(w.ago(age)).with_events(events)));
     }
-    w.sim.faults().next_for_blob(&ids[1], 2, m365_audit::sim::Fault::CutBody(700));
+    w.sim.faults().next_for_blob(&ids[1], 2, m365_audit::sim::SimFault::CutBody(700));
     w.run_for(mins(20)).await;
     assert_eq!(w.host.event_count(), 15);
     w.assert_clean();

@@ -8,9 +8,9 @@ use jiff::SignedDuration;
 use m365_audit::checkpoint::format::{Keys, decode};
 use m365_audit::checkpoint::heal::StoredHeal;
 use m365_audit::model::{ContentType, Timestamp};
-use m365_audit::sim::{CallKind, Fault, GraphVersions, NewBlob, QueryFate, Script, SubscriptionState};
+use m365_audit::sim::{CallKind, FaultScript, GraphVersions, NewBlob, QueryFate, SimFault, SubscriptionState};
 
-use m365_audit::source::heal::desk::{Ask, Asked, Counter, Ended, HealError};
+use m365_audit::source::heal::requests::{HealAsk, HealError, HealRequest, HealResult, HealSender};
 use m365_audit::source::report::LeftKind;
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -163,7 +163,7 @@ async fn what_the_feed_brings_later_is_not_repeated() {
 #[tokio::test]
 async fn a_gap_is_filled_in_spite_of_every_fault_of_graph() {
     type Change = fn(&World);
-    let answer = |status, body: &str| Fault::Answer {
+    let answer = |status, body: &str| SimFault::Answer {
         status,
         content_type: "application/json".into(),
         body: body.as_bytes().to_vec(),
@@ -183,10 +183,10 @@ async fn a_gap_is_filled_in_spite_of_every_fault_of_graph() {
         ("beta alone", |w| w.sim.configure(|c| c.graph.versions = GraphVersions::BetaOnly)),
         ("version 1.0 alone", |w| w.sim.configure(|c| c.graph.versions = GraphVersions::V1Only)),
         ("no counts", |w| w.sim.configure(|c| c.graph.has_counts = false)),
-        ("a token that is refused", |w| w.sim.faults().next(CallKind::GraphQuery, 1, Fault::Unauthorized)),
+        ("a token that is refused", |w| w.sim.faults().next(CallKind::GraphQuery, 1, SimFault::Unauthorized)),
         ("throttled", |w| {
             for kind in [CallKind::GraphSubmit, CallKind::GraphQuery, CallKind::GraphRecords] {
-                let fault = Fault::Throttled { status: 429, retry_after_secs: Some(90), single_quoted: false };
+                let fault = SimFault::Throttled { status: 429, retry_after_secs: Some(90), single_quoted: false };
                 w.sim.faults().next(kind, 3, fault);
             }
         }),
@@ -197,16 +197,16 @@ async fn a_gap_is_filled_in_spite_of_every_fault_of_graph() {
     let bad = [
         ("500", answer(500, r#"{"error":{"code":"InternalServerError"}}"#)),
         ("unparseable", answer(200, "{\"value\":[{")),
-        ("a page of a proxy", Fault::HtmlPage),
-        ("nothing", Fault::EmptyBody),
-        ("a reset", Fault::Reset),
-        ("a cut body", Fault::CutBody(20)),
-        ("a redirect", Fault::Redirect("http://127.0.0.1:9/".into())),
+        ("a page of a proxy", SimFault::HtmlPage),
+        ("nothing", SimFault::EmptyBody),
+        ("a reset", SimFault::Reset),
+        ("a cut body", SimFault::CutBody(20)),
+        ("a redirect", SimFault::Redirect("http://127.0.0.1:9/".into())),
     ];
     for (name, fault) in bad {
         heal_with(name, |w| {
             for kind in [CallKind::GraphSubmit, CallKind::GraphQuery, CallKind::GraphRecords] {
-                w.sim.faults().script(Script { skip: 1, ..Script::next(kind, 3, fault.clone()) });
+                w.sim.faults().script(FaultScript { skip: 1, ..FaultScript::next(kind, 3, fault.clone()) });
             }
         })
         .await;
@@ -372,7 +372,7 @@ async fn an_outage_of_thirty_days_is_filled_through_kills_and_faults() {
             (graph.failed_share, graph.stuck_share) = (0.1, 0.02);
         });
         for kind in [CallKind::GraphSubmit, CallKind::GraphQuery, CallKind::GraphRecords] {
-            for fault in [Fault::Gateway(503), Fault::Reset, Fault::CutBody(30)] {
+            for fault in [SimFault::Gateway(503), SimFault::Reset, SimFault::CutBody(30)] {
                 w.sim.faults().rate(kind, 0.02, fault);
             }
         }
@@ -476,7 +476,7 @@ async fn a_gap_stays_declared_where_nobody_knows_whether_events_of_before_are_it
     let lead = gap.from - SignedDuration::from_hours(72);
     let refused = asked(&w, &counter, ask(lead, Some(open[0].end))).await.unwrap_err();
     assert!(matches!(refused, HealError::NotKnown { .. }), "{refused}");
-    let again = Ask { again: true, ..ask(lead, Some(open[0].end)) };
+    let again = HealAsk { again: true, ..ask(lead, Some(open[0].end)) };
     assert!(asked(&w, &counter, again).await.unwrap().left.is_empty());
     assert_eq!(times(&w).len(), published);
     assert!(times(&w).contains_key(LATE_ID) && is_healed(&w) && stored(&w).not_known.is_empty());
@@ -523,14 +523,14 @@ async fn a_single_pass_says_which_gaps_nobody_can_fill_without_repeats() {
 
 // ---- a range on demand ----
 
-fn ask(from: Timestamp, to: Option<Timestamp>) -> Ask {
-    Ask { from, to, content_types: Vec::new(), again: false, dry_run: false }
+fn ask(from: Timestamp, to: Option<Timestamp>) -> HealAsk {
+    HealAsk { from, to, content_types: Vec::new(), again: false, dry_run: false }
 }
 
-async fn asked(w: &World, counter: &Counter, ask: Ask) -> Result<Ended, HealError> {
+async fn asked(w: &World, counter: &HealSender, ask: HealAsk) -> Result<HealResult, HealError> {
     let (begun, _began) = oneshot::channel();
     let (answer, mut answered) = oneshot::channel();
-    assert!(counter.hand_in(Asked { ask, begun, stop: CancellationToken::new(), answer }).is_ok());
+    assert!(counter.hand_in(HealRequest { ask, begun, stop: CancellationToken::new(), answer }).is_ok());
     let mut result = None;
     let within = w.until_within(days(2), || {
         result = result.take().or_else(|| answered.try_recv().ok());
@@ -540,7 +540,7 @@ async fn asked(w: &World, counter: &Counter, ask: Ask) -> Result<Ended, HealErro
     result.unwrap()
 }
 
-async fn began(w: &World) -> (Running, Counter) {
+async fn began(w: &World) -> (Running, HealSender) {
     let (running, counter) = w.start_with_heal_desk();
     w.pass(mins(10)).await;
     (running, counter)
@@ -555,7 +555,7 @@ async fn a_first_run_can_begin_months_back() {
     let (running, counter) = began(&w).await;
     let before = w.host.event_count();
     let range = ask(w.ago(days(61)), Some(w.ago(days(7))));
-    let dry = asked(&w, &counter, Ask { dry_run: true, ..range.clone() }).await.unwrap();
+    let dry = asked(&w, &counter, HealAsk { dry_run: true, ..range.clone() }).await.unwrap();
     assert_eq!((dry.would_take, submissions(&w)), (Some((54, 200)), 0));
     let ended = asked(&w, &counter, range.clone()).await.unwrap();
     assert!(ended.left.is_empty() && !ended.interrupted, "{ended:?}");
@@ -567,7 +567,7 @@ async fn a_first_run_can_begin_months_back() {
     assert_eq!(again.progress.events, 0, "{again:?}");
     assert_all_once(&w);
     // Unless it is meant so.
-    let again = asked(&w, &counter, Ask { again: true, ..range }).await.unwrap();
+    let again = asked(&w, &counter, HealAsk { again: true, ..range }).await.unwrap();
     assert_eq!(again.progress.events, ended.progress.events, "{again:?}");
     w.stop(running).await;
     assert_eq!(w.watch.positions()[&EXCHANGE].gaps.len(), 0);
@@ -583,7 +583,7 @@ async fn a_range_of_which_nobody_knows_what_was_delivered_is_refused_with_the_re
     let refused = asked(&w, &counter, ask(w.ago(days(3)), None)).await.unwrap_err();
     assert!(refused.to_string().contains("no receipts are kept"), "{refused}");
     assert!(asked(&w, &counter, ask(w.ago(days(30)), Some(w.ago(days(8))))).await.is_ok(), "before the origin");
-    let other = Ask { content_types: vec!["DLP.All".into()], ..ask(w.ago(days(3)), None) };
+    let other = HealAsk { content_types: vec!["DLP.All".into()], ..ask(w.ago(days(3)), None) };
     assert!(matches!(asked(&w, &counter, other).await, Err(HealError::TypeNotRead(_))));
     w.stop(running).await;
 }
@@ -633,7 +633,7 @@ async fn whatever_graph_does_each_event_comes_once_or_its_gap_stays() {
             (graph.unstable, graph.says_cut, graph.failed_share, graph.stuck_share) = ((unstable, 0.2), says, 0.1, 0.1);
         });
         for kind in [CallKind::GraphSubmit, CallKind::GraphQuery, CallKind::GraphRecords] {
-            for fault in [Fault::Gateway(503), Fault::Reset, Fault::HtmlPage, Fault::CutBody(30)] {
+            for fault in [SimFault::Gateway(503), SimFault::Reset, SimFault::HtmlPage, SimFault::CutBody(30)] {
                 w.sim.faults().rate(kind, 0.03, fault);
             }
         }

@@ -1,7 +1,7 @@
 //! Windows, pages, links: what there is to fetch is found, all of it.
 
 use m365_audit::host::Health;
-use m365_audit::sim::{CallKind, Fault, GenerateSpec, ListingOrder, ListingSpan, NewBlob, NextPage, SimConfig};
+use m365_audit::sim::{CallKind, GenerateSpec, ListingOrder, ListingSpan, NewBlob, NextPage, SimConfig, SimFault};
 
 use crate::world::{EXCHANGE, World, days, hours, mins};
 
@@ -125,19 +125,19 @@ async fn content_at_the_edge_of_seven_days_is_read() {
 #[tokio::test]
 async fn a_window_that_was_refused_or_failed_is_read_before_the_position_moves() {
     for fault in [
-        Fault::WindowRefused,
-        Fault::InternalError,
-        Fault::InternalErrorUndocumented,
-        Fault::Gateway(504),
-        Fault::RequestTimeout,
-        Fault::Reset,
-        Fault::HtmlPage,
-        Fault::EmptyBody,
-        Fault::CutBody(30),
-        Fault::WrongLength(-5),
-        Fault::WrongLength(5),
-        Fault::Redirect("http://127.0.0.1:1/elsewhere".into()),
-        Fault::Answer { status: 403, content_type: "text/html".into(), body: b"<html>denied</html>".to_vec() },
+        SimFault::WindowRefused,
+        SimFault::InternalError,
+        SimFault::InternalErrorUndocumented,
+        SimFault::Gateway(504),
+        SimFault::RequestTimeout,
+        SimFault::Reset,
+        SimFault::HtmlPage,
+        SimFault::EmptyBody,
+        SimFault::CutBody(30),
+        SimFault::WrongLength(-5),
+        SimFault::WrongLength(5),
+        SimFault::Redirect("http://127.0.0.1:1/elsewhere".into()),
+        SimFault::Answer { status: 403, content_type: "text/html".into(), body: b"<html>denied</html>".to_vec() },
     ] {
         let mut w = World::new().await;
         w.add_aged(2, hours(2));
@@ -163,7 +163,13 @@ async fn a_window_that_was_refused_or_failed_is_read_before_the_position_moves()
 /// Trap 2: a page that fails, or a link that Microsoft no longer knows, does not count as read.
 #[tokio::test]
 async fn a_later_page_that_fails_does_not_count_as_read() {
-    for fault in [Fault::NextPageInvalid, Fault::Gateway(502), Fault::EmptyBody, Fault::CutBody(10), Fault::HtmlPage] {
+    for fault in [
+        SimFault::NextPageInvalid,
+        SimFault::Gateway(502),
+        SimFault::EmptyBody,
+        SimFault::CutBody(10),
+        SimFault::HtmlPage,
+    ] {
         let mut w = World::with(SimConfig { page_size: 2, ..SimConfig::default() }).await;
         for n in 0..9 {
             w.add_aged(1, mins(30 + n));
@@ -183,7 +189,7 @@ async fn a_page_link_that_aged_starts_the_window_again() {
         w.add_aged(1, mins(30 + n));
     }
     // Enough for two windows: the second poll may come while the first one's is still tried.
-    w.sim.faults().next(CallKind::NextPage, 16, Fault::InternalError);
+    w.sim.faults().next(CallKind::NextPage, 16, SimFault::InternalError);
     w.run_for(hours(1)).await;
     assert!(w.requests(CallKind::NextPage).iter().any(|r| r.status == 400), "the link had aged");
     w.assert_clean();
@@ -301,7 +307,8 @@ async fn listing_again_costs_few_calls_and_fetches_nothing_twice() {
 /// goes on, because the same time is listed again later.
 #[tokio::test]
 async fn a_listing_that_is_null_is_asked_for_again_and_does_not_stop_the_position() {
-    let null = || Fault::Answer { status: 200, content_type: "application/json".to_owned(), body: b" null\n".to_vec() };
+    let null =
+        || SimFault::Answer { status: 200, content_type: "application/json".to_owned(), body: b" null\n".to_vec() };
     let mut w = World::new().await;
     w.add_aged(2, mins(30));
     w.sim.faults().next(CallKind::Content, 3, null());

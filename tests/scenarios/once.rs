@@ -1,7 +1,7 @@
 //! A single pass: from the origin, everything that is listed, and an honest account of what was left.
 
 use m365_audit::model::ContentType;
-use m365_audit::sim::{CallKind, Fault, NewBlob, SimConfig};
+use m365_audit::sim::{CallKind, NewBlob, SimConfig, SimFault};
 use m365_audit::source::SourceError;
 use m365_audit::source::report::LeftKind;
 
@@ -74,8 +74,8 @@ async fn dlp_comes_first() {
 async fn what_failed_ten_times_is_left_and_taken_up_by_the_next_pass() {
     let mut w = World::new().await;
     let ids: Vec<String> = (0..10).map(|n| w.add_aged(2, mins(30 + n))).collect();
-    w.sim.faults().next_for_blob(&ids[3], u32::MAX, Fault::InternalError);
-    w.sim.faults().next_for_blob(&ids[7], u32::MAX, Fault::ContentMissing);
+    w.sim.faults().next_for_blob(&ids[3], u32::MAX, SimFault::InternalError);
+    w.sim.faults().next_for_blob(&ids[7], u32::MAX, SimFault::ContentMissing);
     let report = w.once().await;
     assert_eq!(report.worst(), Some(LeftKind::Passing));
     assert!(report.left[0].why.contains("2 blobs"), "{:?}", report.left);
@@ -97,7 +97,7 @@ async fn a_listing_that_keeps_failing_is_left_and_read_by_the_next_pass() {
     w.add_aged(2, hours(40));
     let blob = w.blob(2, mins(30));
     w.add_to(ContentType::General, blob);
-    w.sim.faults().next_for_type(CallKind::Content, EXCHANGE, u32::MAX, Fault::InternalError);
+    w.sim.faults().next_for_type(CallKind::Content, EXCHANGE, u32::MAX, SimFault::InternalError);
     let report = w.once().await;
     assert!(report.worst().is_some());
     assert_eq!(w.host.event_count(), 2, "the other stream is read");
@@ -171,7 +171,7 @@ async fn a_single_pass_ends_though_every_fetch_is_throttled() {
     for n in 0..5 {
         w.add_aged(2, mins(30 + n));
     }
-    let fault = Fault::Throttled { status: 403, retry_after_secs: None, single_quoted: false };
+    let fault = SimFault::Throttled { status: 403, retry_after_secs: None, single_quoted: false };
     w.sim.faults().rate(CallKind::Blob, 1.0, fault);
     let report = w.once().await;
     assert_eq!(report.worst(), Some(LeftKind::Passing), "{:?}", report.left);

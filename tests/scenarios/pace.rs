@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use m365_audit::model::ContentType;
-use m365_audit::sim::{CallKind, Fault, GenerateSpec, QuotaCounts, RequestLog, Script, SimConfig};
+use m365_audit::sim::{CallKind, FaultScript, GenerateSpec, QuotaCounts, RequestLog, SimConfig, SimFault};
 
 use crate::world::{EXCHANGE, World, hours, mins};
 
-fn throttled(status: u16, retry_after_secs: Option<u64>) -> Fault {
-    Fault::Throttled { status, retry_after_secs, single_quoted: false }
+fn throttled(status: u16, retry_after_secs: Option<u64>) -> SimFault {
+    SimFault::Throttled { status, retry_after_secs, single_quoted: false }
 }
 
 /// Requests to the feed, which count against the quota.
@@ -143,9 +143,9 @@ async fn a_blob_that_is_refused_again_and_again_holds_itself_alone() {
     w.set("max_requests_per_minute", 120).set("poll_interval_secs", 3600);
     let poisoned = w.add_aged(1, mins(20));
     publish(&mut w, 350, mins(50), mins(30));
-    w.sim.faults().script(Script {
+    w.sim.faults().script(FaultScript {
         blob_id: Some(poisoned.clone()),
-        ..Script::next(CallKind::Blob, u32::MAX, throttled(429, Some(45)))
+        ..FaultScript::next(CallKind::Blob, u32::MAX, throttled(429, Some(45)))
     });
     let running = w.start();
     let begun = w.now();

@@ -6,8 +6,8 @@ use m365_audit::clock::Clock;
 use m365_audit::host::StateStore;
 use m365_audit::receipts::statement::Hour;
 use m365_audit::receipts::store::{self, ReceiptKeys};
-use m365_audit::receipts::verify::Verdict;
-use m365_audit::receipts::{Class, Receipts};
+use m365_audit::receipts::verify::Verification;
+use m365_audit::receipts::{Class, OpenReceipts};
 
 use crate::world::{World, hours, keeping, mins};
 
@@ -17,7 +17,7 @@ impl World {
     }
 
     /// What is sealed, verified with nothing but the public key; no fault may be found.
-    async fn verified(&self) -> Verdict {
+    async fn verified(&self) -> Verification {
         let key = keeping().signer.key().clone();
         let verdict = store::verify(&*self.store, &self.receipt_keys(), self.tenant.clone(), &[key], &[]).await;
         let verdict = verdict.unwrap().expect("something is sealed");
@@ -28,10 +28,10 @@ impl World {
     /// Every published event that has a key, with what sealed and open receipts say of it.
     async fn said_at_the_end(&self) -> Vec<(String, Option<Class>)> {
         let keys = self.receipt_keys();
-        let mut open = Receipts::default();
+        let mut open = OpenReceipts::default();
         for (key, _) in self.store.list(&keys.open()).await.unwrap() {
             let (page, _) = self.store.load(&key).await.unwrap().unwrap();
-            open.append(Receipts::decode(&key, &page).unwrap().1);
+            open.append(OpenReceipts::decode(&key, &page).unwrap().1);
         }
         let mut said = std::collections::HashMap::new();
         let open: Vec<_> = open.receipts().collect();

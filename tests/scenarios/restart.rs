@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use jiff::SignedDuration;
 use m365_audit::host::{Expected, Health, Op, StateError, StateStore};
 use m365_audit::model::ContentType;
-use m365_audit::sim::{CallKind, Fault, GenerateSpec, NewBlob};
+use m365_audit::sim::{CallKind, GenerateSpec, NewBlob, SimFault};
 
 use crate::host::Manner;
 use crate::world::{EXCHANGE, World, days, hours, mins, state_error};
@@ -288,14 +288,14 @@ async fn a_tracked_blob_survives_a_crash_and_the_listing_it_was_found_in() {
     w.pass(hours(1)).await;
     let late = NewBlob { listable_from: Some(w.now()), ..w.blob(2, mins(50)) };
     let late = w.add(late);
-    w.sim.faults().next_for_blob(&late, u32::MAX, Fault::InternalError);
+    w.sim.faults().next_for_blob(&late, u32::MAX, SimFault::InternalError);
     w.pass(mins(30)).await;
     assert!(w.fetches(&late) > 0);
     assert!(w.complete_until(EXCHANGE) > Some(w.ago(mins(20))), "it does not hold the position");
     w.kill(running).await;
     // From now on no listing works: only the state knows of it.
     w.sim.faults().clear();
-    w.sim.faults().rate(CallKind::Content, 1.0, Fault::InternalError);
+    w.sim.faults().rate(CallKind::Content, 1.0, SimFault::InternalError);
     let running = w.start();
     w.pass(mins(30)).await;
     w.sim.faults().clear();

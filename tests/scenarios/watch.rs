@@ -11,13 +11,13 @@ use jiff::SignedDuration;
 use m365_audit::checkpoint::claims::EventIndex;
 use m365_audit::checkpoint::format::{Keys, Position, decode};
 use m365_audit::checkpoint::held::HeldPage;
-use m365_audit::checkpoint::key_set::{Key, KeySet, Kind};
+use m365_audit::checkpoint::key_set::{Key, KeyKind, KeySet};
 use m365_audit::clock::{Clock, TestClock};
 use m365_audit::host::{Op, Revision, StateError, StateStore};
 use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::normalise::{CanonicalKey, Event, canonical_key};
-use m365_audit::receipts::{Class, Receipts};
+use m365_audit::receipts::{Class, OpenReceipts};
 use m365_audit::sim::{Sim, Truth};
 use serde_json::Value;
 
@@ -194,7 +194,7 @@ impl Watch {
 
     /// Receipts: none says more than is true, at any commit.
     fn on_receipts(&self, key: &str, page: &[u8]) {
-        let receipts = match Receipts::decode(key, page) {
+        let receipts = match OpenReceipts::decode(key, page) {
             Ok((_, receipts)) => receipts,
             Err(error) => return self.complain(format!("receipts cannot be read back: {error}")),
         };
@@ -232,7 +232,7 @@ impl Watch {
 
     /// Receipts: none is missing of what is known to be delivered, set aside or on hold.
     async fn on_said(&self, store: &dyn StateStore) {
-        let set = KeySet::load(store, &Keys::of(&self.tenant).events(), Kind::Events).await.unwrap();
+        let set = KeySet::load(store, &Keys::of(&self.tenant).events(), KeyKind::Events).await.unwrap();
         let index = EventIndex::new(set);
         let unsaid: Vec<(Label, Key)> = {
             let inner = self.inner.lock().unwrap();
@@ -321,7 +321,7 @@ impl Watch {
 
     /// CK-3: no blob is marked before its events are confirmed.
     async fn on_blob_marks(&self, content_type: ContentType, store: &dyn StateStore) {
-        let set = KeySet::load(store, &Keys::of(&self.tenant).blobs(content_type), Kind::Blobs).await.unwrap();
+        let set = KeySet::load(store, &Keys::of(&self.tenant).blobs(content_type), KeyKind::Blobs).await.unwrap();
         let index = EventIndex::new(set);
         let unmarked: Vec<(String, Timestamp)> = {
             let inner = self.inner.lock().unwrap();
@@ -347,7 +347,7 @@ impl Watch {
 
     /// CK-3: no event's key is stored before the event is confirmed.
     async fn on_event_keys(&self, store: &dyn StateStore) {
-        let set = KeySet::load(store, &Keys::of(&self.tenant).events(), Kind::Events).await.unwrap();
+        let set = KeySet::load(store, &Keys::of(&self.tenant).events(), KeyKind::Events).await.unwrap();
         let index = EventIndex::new(set);
         let unconfirmed: Vec<(Label, Key)> = {
             let inner = self.inner.lock().unwrap();

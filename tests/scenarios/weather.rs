@@ -1,12 +1,12 @@
 //! Everything at once.
 
-use m365_audit::sim::{CallKind, Fault, FaultPlan, GenerateSpec, Rate, SimConfig};
+use m365_audit::sim::{CallKind, FaultPlan, GenerateSpec, Rate, SimConfig, SimFault};
 
 use crate::host::Manner;
 use crate::world::{World, hours, mins};
 
 /// Faults of a kind of call, of which each in turn strikes an equal part of `share`.
-fn rates(kind: CallKind, share: f64, faults: &[Fault]) -> Vec<Rate> {
+fn rates(kind: CallKind, share: f64, faults: &[SimFault]) -> Vec<Rate> {
     faults.iter().map(|fault| Rate { kind, share: share / faults.len() as f64, fault: fault.clone() }).collect()
 }
 
@@ -18,38 +18,42 @@ fn storm() -> FaultPlan {
             kind,
             0.2,
             &[
-                Fault::Throttled { status: 403, retry_after_secs: None, single_quoted: false },
-                Fault::Throttled { status: 429, retry_after_secs: Some(2), single_quoted: false },
-                Fault::Throttled { status: 403, retry_after_secs: None, single_quoted: true },
+                SimFault::Throttled { status: 403, retry_after_secs: None, single_quoted: false },
+                SimFault::Throttled { status: 429, retry_after_secs: Some(2), single_quoted: false },
+                SimFault::Throttled { status: 403, retry_after_secs: None, single_quoted: true },
             ],
         ));
         all.extend(rates(
             kind,
             0.2,
             &[
-                Fault::InternalError,
-                Fault::InternalErrorUndocumented,
-                Fault::Gateway(502),
-                Fault::Gateway(503),
-                Fault::RequestTimeout,
-                Fault::Reset,
+                SimFault::InternalError,
+                SimFault::InternalErrorUndocumented,
+                SimFault::Gateway(502),
+                SimFault::Gateway(503),
+                SimFault::RequestTimeout,
+                SimFault::Reset,
             ],
         ));
         all.extend(rates(
             kind,
             0.2,
             &[
-                Fault::CutBody(200),
-                Fault::WrongLength(-3),
-                Fault::WrongLength(3),
-                Fault::DamagedGzip,
-                Fault::HtmlPage,
-                Fault::EmptyBody,
-                Fault::WrongDate(86_400),
+                SimFault::CutBody(200),
+                SimFault::WrongLength(-3),
+                SimFault::WrongLength(3),
+                SimFault::DamagedGzip,
+                SimFault::HtmlPage,
+                SimFault::EmptyBody,
+                SimFault::WrongDate(86_400),
             ],
         ));
     }
-    all.extend(rates(CallKind::Token, 0.2, &[Fault::Gateway(503), Fault::Reset, Fault::HtmlPage, Fault::EmptyBody]));
+    all.extend(rates(
+        CallKind::Token,
+        0.2,
+        &[SimFault::Gateway(503), SimFault::Reset, SimFault::HtmlPage, SimFault::EmptyBody],
+    ));
     FaultPlan { scripts: Vec::new(), rates: all }
 }
 

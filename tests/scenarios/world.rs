@@ -242,20 +242,20 @@ impl World {
     }
 
     /// Starts the source to run on, with the counter at which back-fills are asked for.
-    pub fn start_with_desk(&self) -> (Running, backfill::Counter) {
-        let (counter, desk) = backfill::desk();
-        (self.spawn(self.source().with_desk(desk)), counter)
+    pub fn start_with_desk(&self) -> (Running, backfill::BackfillSender) {
+        let (counter, desk) = backfill::request_queue();
+        (self.spawn(self.source().with_backfill_queue(desk)), counter)
     }
 
     /// Starts the source to run on, with the counter at which ranges are asked to be filled through Microsoft Graph.
-    pub fn start_with_heal_desk(&self) -> (Running, heal::desk::Counter) {
-        let (counter, desk) = heal::desk::desk();
-        (self.spawn(self.source().with_heal_desk(desk)), counter)
+    pub fn start_with_heal_desk(&self) -> (Running, heal::requests::HealSender) {
+        let (counter, desk) = heal::requests::request_queue();
+        (self.spawn(self.source().with_heal_queue(desk)), counter)
     }
 
     /// Starts the source to run on in the embedded host, whose one sink gives up a request after `timeout`; with the way
     /// to ask for what is set aside once more, as `state retry` does.
-    pub fn start_with_sink(&self, timeout: Duration) -> (Running, mpsc::Sender<aside::Ask>) {
+    pub fn start_with_sink(&self, timeout: Duration) -> (Running, mpsc::Sender<aside::RetryRequest>) {
         let (retries, asked) = aside::asking();
         let sink = RecordingSink { recorder: self.host.clone(), clock: self.clock.clone(), timeout };
         let sink = SinkSpec {

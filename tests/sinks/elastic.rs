@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use m365_audit::config::Format;
-use m365_audit::normalise::{Event, Normaliser, Origin, Settings};
+use m365_audit::normalise::{Event, Normaliser, NormaliserSettings, Origin};
 use serde_json::Value;
 
 use crate::agents::example;
@@ -83,7 +83,7 @@ fn leaves(value: &Value, path: &str, out: &mut BTreeMap<String, BTreeSet<&'stati
 /// An index takes 1,000 fields, and of each field one type.
 #[test]
 fn the_records_of_every_rule_have_under_400_fields_and_one_type_each() {
-    let settings = Settings { format: Format::Ecs, ..Settings::default() };
+    let settings = NormaliserSettings { format: Format::Ecs, ..NormaliserSettings::default() };
     let normaliser = Normaliser::new(settings);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let lines = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();

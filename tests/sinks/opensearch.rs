@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use m365_audit::clock::SystemClock;
 use m365_audit::config::Format;
 use m365_audit::model::{ContentType, TenantId, Timestamp};
-use m365_audit::normalise::{BadBytes, BlobContext, Event, GapNotice, Normaliser, Rendered, Settings};
+use m365_audit::normalise::{BadBytes, BlobContext, Event, GapNotice, Normaliser, NormaliserSettings, Rendered};
 use m365_audit::sim::{GenerateSpec, Sim};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -133,7 +133,11 @@ fn ecs(events: &[String]) -> Vec<Value> {
         content_id: "20260501100000000000001$20260501100500000000001$audit_shared$shared",
         content_created: "2026-05-01T10:05:00.123Z".parse().unwrap(),
     };
-    let normaliser = Normaliser::new(Settings { format: Format::Ecs, drop_routine: false, ..Settings::default() });
+    let normaliser = Normaliser::new(NormaliserSettings {
+        format: Format::Ecs,
+        drop_routine: false,
+        ..NormaliserSettings::default()
+    });
     let mut records = Vec::new();
     let mut add = |line: Vec<u8>| records.push(serde_json::from_slice(&line).unwrap());
     for event in events {

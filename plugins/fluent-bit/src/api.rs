@@ -15,7 +15,7 @@ use std::task::Wake;
 
 use super::metrics::Sample;
 use super::ring::Counted;
-use m365_audit::metrics::Kind;
+use m365_audit::metrics::MetricKind;
 
 /// `struct flb_plugin_proxy_def`: what `FLBPluginRegister` fills in. Hosts since 5.0 have more fields after these;
 /// older ones do not, so later fields are not touched.
@@ -372,8 +372,8 @@ impl HostMetrics {
         let Some(values) = c_strings(sample.label_values.iter().map(String::as_str)) else { return };
         let values: Vec<*const c_char> = values.iter().map(|value| value.as_ptr()).collect();
         let set = match sample.metric.kind {
-            Kind::Counter => self.functions.counter_set,
-            Kind::Gauge | Kind::Histogram => self.functions.gauge_set,
+            MetricKind::Counter => self.functions.counter_set,
+            MetricKind::Gauge | MetricKind::Histogram => self.functions.gauge_set,
         };
         let count = c_int::try_from(values.len()).unwrap_or(0);
         // SAFETY: a handle made by the host for this kind, and as many values as keys.
@@ -391,8 +391,8 @@ impl HostMetrics {
         let keys: Vec<*const c_char> = keys.iter().map(|key| key.as_ptr()).collect();
         let (short, help) = (CString::new(short).ok()?, CString::new(metric.help).ok()?);
         let create = match metric.kind {
-            Kind::Counter => self.functions.counter_create,
-            Kind::Gauge | Kind::Histogram => self.functions.gauge_create,
+            MetricKind::Counter => self.functions.counter_create,
+            MetricKind::Gauge | MetricKind::Histogram => self.functions.gauge_create,
         };
         let count = c_int::try_from(keys.len()).unwrap_or(0);
         // SAFETY: the host copies every text.

@@ -9,7 +9,7 @@ use super::encode;
 use super::settle::Handover;
 use m365_audit::clock::Clock;
 use m365_audit::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore};
-use m365_audit::hosts::embedded::{HealthReport, Standing};
+use m365_audit::hosts::embedded::{HealthReport, ReportedHealth};
 
 /// The agent that loaded this plugin.
 pub struct FluentBitHost {
@@ -70,7 +70,7 @@ impl Host for FluentBitHost {
         }
         let since = if let Health::Degraded { since, .. } = &health { *since } else { self.clock.now() };
         self.report.send_modify(|report| {
-            report.sources.insert(source.to_owned(), Standing { health, since });
+            report.sources.insert(source.to_owned(), ReportedHealth { health, since });
         });
     }
 }

@@ -29,12 +29,12 @@ use m365_audit::clock::{Clock, SystemClock};
 use m365_audit::config::SourceConfig;
 use m365_audit::host::{Health, Host, StateError};
 use m365_audit::hosts::embedded::HealthReport;
-use m365_audit::hosts::embedded::completeness::Completeness;
+use m365_audit::hosts::embedded::completeness::CompletenessReader;
 use m365_audit::hosts::embedded::metrics_server::{MetricsServer, Readiness, Served};
-use m365_audit::hosts::embedded::registry::{Entry, Registry};
+use m365_audit::hosts::embedded::registry::{Registry, RunningSource};
 use m365_audit::hosts::embedded::status::{Monitor, Recent, SAMPLE_EVERY};
 use m365_audit::hosts::embedded::store::SqliteStore;
-use m365_audit::hosts::fluent_bit::settings::{Complaint, Properties, Settings};
+use m365_audit::hosts::fluent_bit::settings::{Complaint, PluginSettings, Properties};
 use m365_audit::model::Actionable;
 use m365_audit::source::fleet::Fleet;
 use m365_audit::source::{M365Audit, Source, SourceError, aside, backfill, heal};
@@ -136,7 +136,7 @@ pub fn start(api: HostApi) -> Result<(), InitError> {
     // Before anything else: later code might end the agent.
     if let Some(misaligned) = memory_found() {
         let error = InitError::Memory(misaligned);
-        tell_failure(&api, &error);
+        report_failure(&api, &error);
         return Err(error);
     }
     let most = (1..=5).rev().find(|level| api.shows(*level)).unwrap_or(0);
@@ -153,12 +153,12 @@ pub fn start(api: HostApi) -> Result<(), InitError> {
     match result {
         Ok(()) => {
             if let Some(live) = live() {
-                live.tell();
+                live.publish();
             }
             Ok(())
         }
         Err((error, api)) => {
-            tell_failure(&api, &error);
+            report_failure(&api, &error);
             Err(error)
         }
     }
@@ -170,7 +170,7 @@ pub fn memory_found() -> Option<Misaligned> {
     *FOUND.get_or_init(|| memory::misaligned(&crate::MEMORY))
 }
 
-fn tell_failure(api: &HostApi, error: &InitError) {
+fn report_failure(api: &HostApi, error: &InitError) {
     let say = |text: &str| {
         if api.shows(1) {
             api.print(1, text);
@@ -200,7 +200,7 @@ impl Instance {
                 (QUEUE_BYTES_MAX.min(bytes_per_tick_max) * mode.queues_in_flight()) as u64
             },
         };
-        let settings = match Settings::read(properties) {
+        let settings = match PluginSettings::read(properties) {
             Ok(settings) => settings,
             Err(problems) => return Err((InitError::Configuration(problems), api)),
         };
@@ -261,7 +261,7 @@ impl Instance {
     /// Collect: prints log lines, and delivers records: appended, or as a lent buffer if the host does not export its
     /// append function.
     pub fn collect(&self) -> Option<Buffer> {
-        self.tell();
+        self.publish();
         if !self.api.can_append() {
             return self.lines.while_in(|| self.handover.collect());
         }
@@ -286,20 +286,20 @@ impl Instance {
     /// Pause: back-pressure, or the beginning of the end.
     pub fn pause(&self) {
         self.handover.pause();
-        self.tell();
+        self.publish();
     }
 
     /// Resume.
     pub fn resume(&self) {
         self.handover.resume();
-        self.tell();
+        self.publish();
     }
 
     /// PreExit: no batch is settled from here on, and the sources stop.
     pub fn pre_exit(&self) {
         self.handover.close();
         self.stop.cancel();
-        self.tell();
+        self.publish();
     }
 
     /// Reports that a call of the host panicked inside the plugin.
@@ -311,7 +311,7 @@ impl Instance {
     }
 
     /// Prints the lines and shows the metrics: on a host thread, inside a call of the host.
-    fn tell(&self) {
+    fn publish(&self) {
         for line in self.lines.take() {
             self.api.print(line.level, &line.text);
         }
@@ -336,7 +336,7 @@ impl Instance {
             });
         }
         // The metrics belong to the host, which frees them after this call.
-        self.tell();
+        self.publish();
         *self.metrics.lock() = None;
         if in_time {
             recorder().clear();
@@ -355,7 +355,7 @@ impl Appends for Instance {
 }
 
 /// Logs what runs, the place of its state and its settings.
-fn greet(settings: &Settings, mode: Mode, has_host_metrics: bool) {
+fn greet(settings: &PluginSettings, mode: Mode, has_host_metrics: bool) {
     let version = env!("CARGO_PKG_VERSION");
     match mode {
         Mode::OnPipeline => tracing::info!(version, "started, `threaded: off`: settled when Fluent Bit has appended"),
@@ -390,7 +390,7 @@ fn runtime(lines: &Lines) -> std::io::Result<Runtime> {
 
 /// Everything that runs on the plugin's own threads.
 struct Crew {
-    settings: Settings,
+    settings: PluginSettings,
     handover: Arc<Handover>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
@@ -409,7 +409,7 @@ impl Crew {
             let served = Served {
                 monitor,
                 registry: registry.clone(),
-                completeness: Completeness::new(state.clone(), clock.clone()),
+                completeness: CompletenessReader::new(state.clone(), clock.clone()),
                 detail: metrics.detail,
                 hosts: metrics.hosts,
                 docs_url: metrics.docs_url,
@@ -447,12 +447,12 @@ impl Crew {
     fn registry(&self) -> Registry {
         let registry = Registry::default();
         for (name, config) in &self.settings.sources {
-            let entry = Entry {
+            let entry = RunningSource {
                 tenant: config.tenant_id.clone(),
                 content_types: config.content_types.clone(),
                 max_requests_per_minute: config.max_requests_per_minute,
-                counter: backfill::desk().0,
-                heal: heal::desk::desk().0,
+                counter: backfill::request_queue().0,
+                heal: heal::requests::request_queue().0,
                 backfill: None,
                 retries: aside::asking().0,
             };
@@ -465,7 +465,7 @@ impl Crew {
     /// host that was slow to stop may still hold it, and a disk that is full may be emptied.
     async fn open_store(&self) -> Option<SqliteStore> {
         let mut failures = RETRY.failures();
-        let mut told = String::new();
+        let mut logged = String::new();
         loop {
             let data_dir: PathBuf = self.settings.data_dir.clone();
             let opened = tokio::task::spawn_blocking(move || SqliteStore::open(data_dir)).await;
@@ -474,9 +474,9 @@ impl Crew {
                 Ok(Err(error)) => format!("{}: {error} (hint: {})", error.slug(), error.hint()),
                 Err(error) => format!("internal: opening the state ended by a panic: {error}"),
             };
-            if why != told {
+            if why != logged {
                 tracing::error!("{why}; nothing is read before it can be opened, which is tried again until it can");
-                told = why;
+                logged = why;
             }
             if !pause(&*self.clock, &mut failures, &self.stop).await {
                 return None;

@@ -15,7 +15,7 @@ use metrics::{
 use parking_lot::{Mutex, RwLock};
 
 use m365_audit::hosts::embedded::recorder::{Recorded, Recorder as PageRecorder};
-use m365_audit::metrics::{ALL, Kind, Metric};
+use m365_audit::metrics::{ALL, Metric, MetricKind};
 
 /// The plugin's recorder.
 #[derive(Default)]
@@ -74,7 +74,7 @@ impl PluginRecorder {
             .iter_mut()
             .filter_map(|(key, series)| {
                 let bits = series.cell.load(Ordering::Relaxed);
-                let value = if series.metric.kind == Kind::Counter { bits as f64 } else { f64::from_bits(bits) };
+                let value = if series.metric.kind == MetricKind::Counter { bits as f64 } else { f64::from_bits(bits) };
                 series.shown |= !value.is_nan();
                 let label = |name: &&str| key.labels().find(|l| l.key() == *name).map_or("", Label::value).to_owned();
                 series.shown.then(|| Sample {
@@ -92,7 +92,7 @@ impl PluginRecorder {
     }
 
     /// `None`: not a metric of this program.
-    fn cell(&self, key: &Key, kind: Kind) -> Option<Arc<AtomicU64>> {
+    fn cell(&self, key: &Key, kind: MetricKind) -> Option<Arc<AtomicU64>> {
         let mut series = self.series.lock();
         if let Some(known) = series.get(key) {
             return (known.metric.kind == kind).then(|| known.cell.clone());
@@ -113,7 +113,7 @@ impl Recorder for PluginRecorder {
 
     fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
         let listener = self.listener().map(|recorder| recorder.register_counter(key, metadata));
-        match (self.cell(key, Kind::Counter), listener) {
+        match (self.cell(key, MetricKind::Counter), listener) {
             (Some(cell), None) => Counter::from_arc(cell),
             (Some(cell), Some(listener)) => Counter::from_arc(Arc::new(Both(cell, listener))),
             (None, _) => Counter::noop(),
@@ -122,7 +122,7 @@ impl Recorder for PluginRecorder {
 
     fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
         let listener = self.listener().map(|recorder| recorder.register_gauge(key, metadata));
-        match (self.cell(key, Kind::Gauge), listener) {
+        match (self.cell(key, MetricKind::Gauge), listener) {
             (Some(cell), None) => Gauge::from_arc(cell),
             (Some(cell), Some(listener)) => Gauge::from_arc(Arc::new(Both(cell, listener))),
             (None, _) => Gauge::noop(),
@@ -193,7 +193,8 @@ mod tests {
             metrics::gauge!(LAG_SECONDS, "tenant" => "never", "content_type" => "DLP.All").set(ABSENT);
         };
         metrics::with_local_recorder(&recorder, absent);
-        let gauges: Vec<Sample> = recorder.samples().into_iter().filter(|s| s.metric.kind == Kind::Gauge).collect();
+        let gauges: Vec<Sample> =
+            recorder.samples().into_iter().filter(|s| s.metric.kind == MetricKind::Gauge).collect();
         assert!(matches!(&*gauges, [gauge] if gauge.value.is_nan() && gauge.label_values[0] == "t"), "{gauges:?}");
         recorder.clear();
         assert!(recorder.samples().is_empty());

@@ -86,7 +86,7 @@ pub enum Call {
 
 /// A permit for one batch in the queue; released when the host is done with the bytes.
 #[derive(Debug)]
-pub struct Room {
+pub struct QueuePermit {
     _permit: OwnedSemaphorePermit,
 }
 
@@ -127,7 +127,7 @@ struct Piece {
     bytes: Vec<u8>,
     records: u64,
     answers: Vec<TicketAnswer>,
-    room: Vec<Room>,
+    room: Vec<QueuePermit>,
 }
 
 #[derive(Debug)]
@@ -135,7 +135,7 @@ struct Lent {
     bytes: Vec<u8>,
     answers: Vec<TicketAnswer>,
     /// Held until it is dropped.
-    _room: Vec<Room>,
+    _room: Vec<QueuePermit>,
     since: Duration,
 }
 
@@ -158,13 +158,13 @@ impl Handover {
     }
 
     /// Waits until `bytes` more may be queued. A larger batch than the queue waits for all of it. `None` once closed.
-    pub async fn room(&self, bytes: usize) -> Option<Room> {
+    pub async fn room(&self, bytes: usize) -> Option<QueuePermit> {
         let permits = u32::try_from(bytes.min(QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
-        self.room.clone().acquire_many_owned(permits).await.ok().map(|_permit| Room { _permit })
+        self.room.clone().acquire_many_owned(permits).await.ok().map(|_permit| QueuePermit { _permit })
     }
 
     /// Queues an encoded batch of this many records.
-    pub fn put(&self, bytes: Vec<u8>, records: u64, room: Room) -> DeliveryTicket {
+    pub fn put(&self, bytes: Vec<u8>, records: u64, room: QueuePermit) -> DeliveryTicket {
         if bytes.is_empty() {
             return DeliveryTicket::resolved(Delivery::Delivered);
         }

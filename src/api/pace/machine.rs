@@ -66,16 +66,16 @@ const CALLS_MAX: usize = 64;
 
 /// The subject of a call: its lane, and its blob (0: none).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct About {
+pub struct CallSubject {
     pub lane: usize,
     pub blob: u64,
 }
 
 /// A permit to send one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
+pub struct CallPermit {
     seq: u64,
-    about: About,
+    about: CallSubject,
 }
 
 /// Why a call may not be sent now.
@@ -109,13 +109,13 @@ impl Bucket {
 
 /// The counts of the last minute. Only non-empty buckets are kept: an idle tenant has a handful.
 #[derive(Debug, Default)]
-struct Window {
+struct RateWindow {
     buckets: VecDeque<Bucket>,
     /// The sum of all buckets.
     all: Bucket,
 }
 
-impl Window {
+impl RateWindow {
     fn forget(&mut self, now: Duration) {
         let oldest = Bucket::index_at(now).saturating_sub(BUCKETS);
         while let Some(gone) = self.buckets.pop_front_if(|bucket| bucket.index < oldest) {
@@ -189,7 +189,7 @@ struct Pause {
 
 /// Calls of one content type.
 #[derive(Debug, Clone, Copy, Default)]
-struct Lane {
+struct PaceLane {
     /// Refusals since its last grant, and the grants of others meanwhile.
     run: u32,
     others: u32,
@@ -225,7 +225,7 @@ pub struct Machine {
     ceiling: u32,
     /// The estimate of calls a minute that are granted; at most the ceiling.
     limit: f64,
-    window: Window,
+    window: RateWindow,
     seq: u64,
     /// Calls in flight.
     open: u32,
@@ -250,7 +250,7 @@ pub struct Machine {
     faster: f64,
     /// A share of refusals that a lower rate did not reduce, and how long that is valid.
     strays: (f64, Duration),
-    lanes: [Lane; LANES],
+    lanes: [PaceLane; LANES],
     /// Blobs that were refused, with the number of grants by then.
     blobs: VecDeque<(u64, u64)>,
 }
@@ -265,7 +265,7 @@ impl Machine {
         Self {
             ceiling,
             limit: f64::from(ceiling),
-            window: Window::default(),
+            window: RateWindow::default(),
             seq: 0,
             open: 0,
             granted_ever: 0,
@@ -284,7 +284,7 @@ impl Machine {
             minutes_to_trial: TRIAL_EVERY,
             faster: FASTER,
             strays: (0.0, Duration::ZERO),
-            lanes: [Lane::default(); LANES],
+            lanes: [PaceLane::default(); LANES],
             blobs: VecDeque::new(),
         }
     }
@@ -315,7 +315,7 @@ impl Machine {
     }
 
     /// Admits one call, or returns what it waits for.
-    pub fn admit(&mut self, now: Duration, about: About) -> Result<Slot, Wait> {
+    pub fn admit(&mut self, now: Duration, about: CallSubject) -> Result<CallPermit, Wait> {
         let lane = &self.lanes[about.lane];
         if lane.held && (now < lane.until || lane.probe.is_some()) {
             return Err(Wait::Lane(lane.until.saturating_sub(now).max(PAUSE_MIN)));
@@ -354,7 +354,7 @@ impl Machine {
         if lane.held {
             lane.probe = Some(self.seq);
         }
-        Ok(Slot { seq: self.seq, about })
+        Ok(CallPermit { seq: self.seq, about })
     }
 
     /// Spaces calls while they are to be sent evenly.
@@ -389,13 +389,13 @@ impl Machine {
     }
 
     /// The call was answered, and not refused.
-    pub fn granted(&mut self, now: Duration, slot: Slot) {
+    pub fn granted(&mut self, now: Duration, slot: CallPermit) {
         self.window.count(now, |bucket| bucket.granted += 1);
         self.granted_ever += 1;
         self.blobs.retain(|(blob, _)| slot.about.blob == 0 || *blob != slot.about.blob);
         for (at, lane) in self.lanes.iter_mut().enumerate() {
             if at == slot.about.lane {
-                *lane = Lane::default();
+                *lane = PaceLane::default();
             } else if lane.run > 0 {
                 lane.others = lane.others.saturating_add(1);
             }
@@ -418,7 +418,7 @@ impl Machine {
     }
 
     /// A call sent after the refused ones was granted.
-    fn go_on(&mut self, now: Duration, pause: Pause, slot: Slot) {
+    fn go_on(&mut self, now: Duration, pause: Pause, slot: CallPermit) {
         self.pause = None;
         self.calm = 0;
         self.step /= 2;
@@ -434,7 +434,7 @@ impl Machine {
 
     /// The call was refused. `named` is the wait that Microsoft named, `jitter` from 0 to 1. Returns how long such a
     /// call waits now.
-    pub fn refused(&mut self, now: Duration, slot: Slot, named: Option<Duration>, jitter: f64) -> Duration {
+    pub fn refused(&mut self, now: Duration, slot: CallPermit, named: Option<Duration>, jitter: f64) -> Duration {
         if let Some(wait) = self.refused_alone(now, slot, named, jitter) {
             return wait;
         }
@@ -453,7 +453,13 @@ impl Machine {
     }
 
     /// How long it waits, if it alone is refused: its lane, or this very blob, while others are granted.
-    fn refused_alone(&mut self, now: Duration, slot: Slot, named: Option<Duration>, jitter: f64) -> Option<Duration> {
+    fn refused_alone(
+        &mut self,
+        now: Duration,
+        slot: CallPermit,
+        named: Option<Duration>,
+        jitter: f64,
+    ) -> Option<Duration> {
         let lane = &mut self.lanes[slot.about.lane];
         lane.run += 1;
         let (run, others) = if named.is_some() { (2, 1) } else { (LANE_RUN, LANE_OTHERS) };
@@ -474,7 +480,7 @@ impl Machine {
         wait
     }
 
-    fn blob_alone(&mut self, slot: Slot, named: Option<Duration>, jitter: f64) -> Option<Duration> {
+    fn blob_alone(&mut self, slot: CallPermit, named: Option<Duration>, jitter: f64) -> Option<Duration> {
         let blob = slot.about.blob;
         if blob == 0 {
             return None;
@@ -493,7 +499,7 @@ impl Machine {
         alone.then(|| named.unwrap_or_else(|| delay(0, jitter)))
     }
 
-    fn pause(&mut self, now: Duration, slot: Slot, jitter: f64) -> Duration {
+    fn pause(&mut self, now: Duration, slot: CallPermit, jitter: f64) -> Duration {
         let granted = self.window.granted(now);
         let (refused, _) = self.refused_share(now);
         // One refusal among many grants may be a stray: the next call shows it.
@@ -516,7 +522,7 @@ impl Machine {
         until
     }
 
-    fn refused_again(&mut self, now: Duration, mut pause: Pause, slot: Slot, jitter: f64) -> Duration {
+    fn refused_again(&mut self, now: Duration, mut pause: Pause, slot: CallPermit, jitter: f64) -> Duration {
         pause.run += 1;
         pause.refused = pause.refused.max(slot.seq);
         if pause.probe == Some(slot.seq) {
@@ -535,13 +541,13 @@ impl Machine {
     }
 
     /// The call is over, answered or not. Must be called once for each.
-    pub fn ended(&mut self, slot: Slot) {
+    pub fn ended(&mut self, slot: CallPermit) {
         self.open = self.open.saturating_sub(1);
         self.forget_probe(slot);
     }
 
     /// If it was the probe for new grants, another call must take its place.
-    fn forget_probe(&mut self, slot: Slot) {
+    fn forget_probe(&mut self, slot: CallPermit) {
         for probe in self.pause.iter_mut().map(|pause| &mut pause.probe).chain([&mut self.lanes[slot.about.lane].probe])
         {
             if *probe == Some(slot.seq) {

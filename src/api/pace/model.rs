@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::machine::{About, Machine, Slot, Wait};
+use super::machine::{CallPermit, CallSubject, Machine, Wait};
 
 const MINUTE_US: u64 = 60_000_000;
 
@@ -157,7 +157,7 @@ struct Callers {
     now: u64,
     events: BinaryHeap<Reverse<(u64, Next, u64)>>,
     /// Each call in flight: its slot, its lane and whether it was granted.
-    calls: HashMap<u64, (Slot, usize, bool)>,
+    calls: HashMap<u64, (CallPermit, usize, bool)>,
     answers: usize,
     next_lane: usize,
     ids: u64,
@@ -213,7 +213,7 @@ impl Callers {
         let mut held = 0;
         while self.calls.len() < callers {
             let lane = if self.setting.refused_lane.is_some() { 1 + self.next_lane % 5 } else { 1 };
-            match self.machine.admit(Duration::from_micros(self.now), About { lane, blob: 0 }) {
+            match self.machine.admit(Duration::from_micros(self.now), CallSubject { lane, blob: 0 }) {
                 Ok(slot) => {
                     self.ids += 1;
                     (self.next_lane, held) = (self.next_lane + 1, 0);
@@ -424,10 +424,10 @@ fn after_a_quiet_minute_the_whole_share_goes_at_once() {
         let mut machine = Machine::new(max);
         let now = Duration::from_secs(7);
         let share = max * 98 / 100;
-        assert!((0..share).all(|_| machine.admit(now, About::default()).is_ok()), "{max}");
-        assert!(machine.admit(now, About::default()).is_err(), "{max}");
+        assert!((0..share).all(|_| machine.admit(now, CallSubject::default()).is_ok()), "{max}");
+        assert!(machine.admit(now, CallSubject::default()).is_err(), "{max}");
         let later = now + Duration::from_millis(60_250);
-        assert!(machine.admit(later, About::default()).is_ok(), "{max}");
+        assert!(machine.admit(later, CallSubject::default()).is_ok(), "{max}");
     }
 }
 
@@ -437,7 +437,7 @@ fn under_steady_demand_calls_go_evenly() {
     let mut machine = Machine::new(600);
     let (mut now, mut longest, mut last) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
     while now < Duration::from_secs(600) {
-        match machine.admit(now, About::default()) {
+        match machine.admit(now, CallSubject::default()) {
             Ok(slot) => {
                 machine.granted(now, slot);
                 machine.ended(slot);
@@ -458,8 +458,8 @@ fn a_blob_that_is_refused_again_and_again_holds_itself_alone() {
     let mut machine = Machine::new(2000);
     let mut now = Duration::from_secs(1);
     let named = Some(Duration::from_secs(60));
-    let poisoned = About { lane: 2, blob: 17 };
-    let fine = About { lane: 2, blob: 18 };
+    let poisoned = CallSubject { lane: 2, blob: 17 };
+    let fine = CallSubject { lane: 2, blob: 18 };
     let first = machine.admit(now, poisoned).unwrap();
     assert_eq!(machine.refused(now, first, named, 0.5), Duration::from_secs(60));
     assert!(machine.admit(now, fine).is_err(), "what is named holds every call");
@@ -487,7 +487,7 @@ proptest! {
         for (wait_ms, what, lane) in steps {
             now += if wait_ms > 2_000 { wait_ms } else { wait_ms / 20 };
             let time = Duration::from_millis(now);
-            let about = About { lane, blob: 0 };
+            let about = CallSubject { lane, blob: 0 };
             for _ in 0..wait_ms % 40 {
                 if let Ok(slot) = machine.admit(time, about) {
                     sent.push_back(now);

@@ -40,7 +40,7 @@ pub(super) enum Destination {
     /// Standard output.
     Stdout,
     /// A receiver, its address, and its token.
-    Receiver(SinkType, String, Token),
+    Receiver(SinkType, String, ReceiverToken),
     /// Brokers.
     Kafka(Brokers),
 }
@@ -52,12 +52,12 @@ pub(super) struct Brokers {
     topic: String,
     tls: bool,
     /// Who signs in, and with which password.
-    user: Option<(String, Token)>,
+    user: Option<(String, ReceiverToken)>,
 }
 
 /// The token of a receiver.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Token {
+pub(super) enum ReceiverToken {
     /// Nothing.
     None,
     /// The content of this file.
@@ -66,7 +66,7 @@ pub(super) enum Token {
     NewFile(PathBuf, String),
 }
 
-impl std::fmt::Debug for Token {
+impl std::fmt::Debug for ReceiverToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::None => f.write_str("None"),
@@ -80,8 +80,8 @@ impl Destination {
     /// The file to write, and its content.
     pub fn new_file(&self) -> Option<(&PathBuf, &String)> {
         match self {
-            Self::Receiver(_, _, Token::NewFile(path, token))
-            | Self::Kafka(Brokers { user: Some((_, Token::NewFile(path, token))), .. }) => Some((path, token)),
+            Self::Receiver(_, _, ReceiverToken::NewFile(path, token))
+            | Self::Kafka(Brokers { user: Some((_, ReceiverToken::NewFile(path, token))), .. }) => Some((path, token)),
             _ => None,
         }
     }
@@ -104,8 +104,10 @@ impl Destination {
                 let (name, key, secret) = kind.keys();
                 let to = if *kind == SinkType::FluentForward { format!("[{}]", quoted(to)) } else { quoted(to) };
                 let token = match token {
-                    Token::None => String::new(),
-                    Token::File(file) | Token::NewFile(file, _) => format!("{secret} = {}\n", path(file)),
+                    ReceiverToken::None => String::new(),
+                    ReceiverToken::File(file) | ReceiverToken::NewFile(file, _) => {
+                        format!("{secret} = {}\n", path(file))
+                    }
                 };
                 (
                     "A record counts as delivered when the receiver answered success; docs/hosts has the settings that matter\n\
@@ -139,7 +141,7 @@ impl Brokers {
             // A dollar begins the name of a variable.
             let user = quoted(&user.replace('$', "$$"));
             keys.push_str(&format!("sasl_mechanism = \"{mechanism}\"\nusername = {user}\n"));
-            if let Token::File(file) | Token::NewFile(file, _) = token {
+            if let ReceiverToken::File(file) | ReceiverToken::NewFile(file, _) = token {
                 keys.push_str(&format!("password_file = {}\n", quoted(&file.display().to_string())));
             }
         }
@@ -225,7 +227,7 @@ pub(super) fn given(args: &InitArgs) -> Result<Destination, Failure> {
             let to = args.to.as_deref().ok_or_else(|| usage("--sink kafka needs --to HOST:PORT[,HOST:PORT…]"))?;
             let password = args.token_file.as_deref().map(std::path::absolute).transpose().map_err(Failure::io)?;
             let user = match (&args.user, password) {
-                (Some(user), Some(password)) => Some((user.clone(), Token::File(password))),
+                (Some(user), Some(password)) => Some((user.clone(), ReceiverToken::File(password))),
                 (None, None) => None,
                 _ => return Err(usage("--user and --token-file, which holds the password, go together")),
             };
@@ -241,8 +243,8 @@ pub(super) fn given(args: &InitArgs) -> Result<Destination, Failure> {
             let to = args.to.as_deref().ok_or_else(|| usage(format!("--sink {} needs --to ADDRESS", kind.keys().0)))?;
             let to = kind.address(to).map_err(|why| usage(format!("--to: {why}")))?;
             let token = match &args.token_file {
-                Some(path) => Token::File(std::path::absolute(path).map_err(Failure::io)?),
-                None => Token::None,
+                Some(path) => ReceiverToken::File(std::path::absolute(path).map_err(Failure::io)?),
+                None => ReceiverToken::None,
             };
             Ok(Destination::Receiver(kind, to, token))
         }
@@ -271,7 +273,7 @@ pub(super) fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Dest
     }
     let to = until_right(dialogue, kind.question(), |text| kind.address(text))?;
     let token = match &args.token_file {
-        Some(path) => Token::File(std::path::absolute(path).map_err(Failure::io)?),
+        Some(path) => ReceiverToken::File(std::path::absolute(path).map_err(Failure::io)?),
         None => ask_token(args, kind, dialogue)?,
     };
     Ok(Destination::Receiver(kind, to, token))
@@ -295,16 +297,16 @@ fn ask_brokers(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Destinati
         return Ok(Destination::Kafka(Brokers { addresses, topic, tls, user: None }));
     }
     let token = match &args.token_file {
-        Some(path) => Token::File(std::path::absolute(path).map_err(Failure::io)?),
+        Some(path) => ReceiverToken::File(std::path::absolute(path).map_err(Failure::io)?),
         None => ask_token(args, SinkType::Kafka, dialogue)?,
     };
-    if token == Token::None {
+    if token == ReceiverToken::None {
         return Err(usage("a user signs in with a password; nothing was written"));
     }
     Ok(Destination::Kafka(Brokers { addresses, topic, tls: true, user: Some((user, token)) }))
 }
 
-fn ask_token(args: &InitArgs, kind: SinkType, dialogue: &mut dyn Dialogue) -> Result<Token, Failure> {
+fn ask_token(args: &InitArgs, kind: SinkType, dialogue: &mut dyn Dialogue) -> Result<ReceiverToken, Failure> {
     let beside = args.output.parent().unwrap_or(Path::new("")).join(TOKEN_FILE);
     let file = std::path::absolute(&beside).map_err(Failure::io)?;
     let what = match kind {
@@ -317,8 +319,8 @@ fn ask_token(args: &InitArgs, kind: SinkType, dialogue: &mut dyn Dialogue) -> Re
         format!("{what} that the receiver wants to see (written to {place}, readable by you alone; empty for none):");
     let Some(token) = dialogue.hidden(&question).map_err(Failure::io)? else { return Err(ended()) };
     match token.as_str() {
-        "" => Ok(Token::None),
+        "" => Ok(ReceiverToken::None),
         _ if file.exists() => Err(exists(&file)),
-        _ => Ok(Token::NewFile(file, token)),
+        _ => Ok(ReceiverToken::NewFile(file, token)),
     }
 }

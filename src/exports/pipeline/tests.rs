@@ -3,7 +3,7 @@
 use std::io::{Cursor, Write};
 
 use super::*;
-use crate::exports::input::Stop;
+use crate::exports::input::StopReading;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
@@ -395,7 +395,7 @@ fn whoever_has_enough_ends_the_reading() {
         if matches!(item, Item::Event(..)) {
             count += 1;
         }
-        if count == 10 { Err(Stop) } else { Ok(()) }
+        if count == 10 { Err(StopReading) } else { Ok(()) }
     });
-    assert_eq!((ended, count), (Err(Stop), 10));
+    assert_eq!((ended, count), (Err(StopReading), 10));
 }

@@ -5,25 +5,25 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::super::outer::Outer;
-use super::times::{Writer, as_the_feed_writes};
+use super::times::{TimeWriter, as_the_feed_writes};
 use crate::normalise::{json, record_types};
 
 /// The top-level members of an event, in order.
 #[derive(Debug, Default)]
-pub(crate) struct Members<'a> {
+pub(crate) struct RestoredMembers<'a> {
     /// Keys without their quotes, still escaped, and the tokens of their values.
     pub entries: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     /// Whether they differ from the text they were read from.
     pub changed: bool,
 }
 
-impl<'a> Members<'a> {
+impl<'a> RestoredMembers<'a> {
     /// The members of an object; `None` when the text is not one valid JSON object and nothing else.
-    pub fn of(text: &'a str) -> Option<Members<'a>> {
+    pub fn of(text: &'a str) -> Option<RestoredMembers<'a>> {
         let mut entries = Vec::with_capacity(48);
         let layout =
             json::scan_object(text, |key, value| entries.push((Cow::Borrowed(key), Cow::Borrowed(value)))).ok()?;
-        text.get(layout.end..)?.trim().is_empty().then_some(Members { entries, changed: false })
+        text.get(layout.end..)?.trim().is_empty().then_some(RestoredMembers { entries, changed: false })
     }
 
     /// The token of a member, of repeated keys the last; `None` also for `null` and an empty text.
@@ -53,7 +53,7 @@ impl<'a> Members<'a> {
 
     /// Adds missing identifying members from the wrapper.
     pub fn complete(&mut self, outer: &Outer) {
-        let time = outer.time.as_deref().and_then(|text| as_the_feed_writes(text, Writer::Region));
+        let time = outer.time.as_deref().and_then(|text| as_the_feed_writes(text, TimeWriter::Region));
         for (name, text) in [
             ("Id", &outer.id),
             ("CreationTime", &time),

@@ -13,7 +13,7 @@ use crate::normalise::time;
 
 /// The program that wrote a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Writer {
+pub(crate) enum TimeWriter {
     /// A program that uses its machine's region.
     Region,
     /// PowerShell inside of `@{…}`, which is the same everywhere: `MM/dd/yyyy HH:mm:ss`.
@@ -22,12 +22,12 @@ pub(crate) enum Writer {
 
 /// The time in the feed's format, `2026-03-02T10:15:00`, with a fraction if there is one. `None` when it is unreadable
 /// or ambiguous.
-pub(crate) fn as_the_feed_writes(text: &str, writer: Writer) -> Option<String> {
+pub(crate) fn as_the_feed_writes(text: &str, writer: TimeWriter) -> Option<String> {
     instant(text, writer).map(in_feed_text)
 }
 
 /// The instant of such a text.
-pub(crate) fn instant(text: &str, writer: Writer) -> Option<Timestamp> {
+pub(crate) fn instant(text: &str, writer: TimeWriter) -> Option<Timestamp> {
     let text = text.trim();
     if let Some(read) = time::parse(text) {
         return Some(read.at);
@@ -57,13 +57,13 @@ struct Date<'a> {
 
 /// Whether the clock has 12 hours, and the notation of that.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Clock {
+enum HourClock {
     TwentyFour,
     Capital,
     Small,
 }
 
-fn regional(text: &str, writer: Writer) -> Option<Timestamp> {
+fn regional(text: &str, writer: TimeWriter) -> Option<Timestamp> {
     let end = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '/' | '.' | '-')))?;
     let (date, rest) = text.split_at_checked(end)?;
     let comma = rest.starts_with(',');
@@ -78,14 +78,14 @@ fn regional(text: &str, writer: Writer) -> Option<Timestamp> {
 }
 
 /// The text after the time of day: `AM`, `p.m.`, `Z`, `+02:00`, or nothing.
-fn clock_and_offset(text: &str) -> Option<(Option<(Clock, bool)>, Offset)> {
+fn clock_and_offset(text: &str) -> Option<(Option<(HourClock, bool)>, Offset)> {
     let letters: String = text.chars().take_while(|c| c.is_ascii_alphabetic() || *c == '.').collect();
     let rest = text.get(letters.len()..)?.trim();
     let clock = match letters.replace('.', "").as_str() {
-        "AM" => Some((Clock::Capital, false)),
-        "PM" => Some((Clock::Capital, true)),
-        "am" => Some((Clock::Small, false)),
-        "pm" => Some((Clock::Small, true)),
+        "AM" => Some((HourClock::Capital, false)),
+        "PM" => Some((HourClock::Capital, true)),
+        "am" => Some((HourClock::Small, false)),
+        "pm" => Some((HourClock::Small, true)),
         "Z" | "UTC" | "" => None,
         _ => return None,
     };
@@ -111,7 +111,7 @@ fn date_of(text: &str) -> Option<Date<'_>> {
 
 impl Date<'_> {
     /// Year, month and day, if they can be identified.
-    fn read(&self, clock: Option<(Clock, bool)>, writer: Writer, comma: bool) -> Option<(i16, i8, i8)> {
+    fn read(&self, clock: Option<(HourClock, bool)>, writer: TimeWriter, comma: bool) -> Option<(i16, i8, i8)> {
         let [first, second, third] = self.fields;
         let number = |field: &str| field.parse::<i16>().ok();
         let small = |field: &str| field.parse::<i8>().ok();
@@ -132,24 +132,24 @@ impl Date<'_> {
             return month_first;
         }
         let padded = |field: &str| field.starts_with('0');
-        let clock = clock.map_or(Clock::TwentyFour, |(clock, _)| clock);
+        let clock = clock.map_or(HourClock::TwentyFour, |(clock, _)| clock);
         match (self.separator, writer, clock) {
             // With dots or dashes, either the year or the day comes first.
             ('.' | '-', ..) => day_first,
-            (_, Writer::Invariant, _) => month_first,
+            (_, TimeWriter::Invariant, _) => month_first,
             // The portal's: `3/2/2026, 10:15:00.000 AM`.
-            (_, _, Clock::Capital) if comma => month_first,
+            (_, _, HourClock::Capital) if comma => month_first,
             // `d/MM/yyyy`, Australia's and New Zealand's.
-            (_, _, Clock::Capital | Clock::Small) if padded(second) && !padded(first) => day_first,
+            (_, _, HourClock::Capital | HourClock::Small) if padded(second) && !padded(first) => day_first,
             // `M/d/yyyy h:mm:ss tt`, the United States'.
-            (_, _, Clock::Capital) if !padded(first) => month_first,
+            (_, _, HourClock::Capital) if !padded(first) => month_first,
             _ => None,
         }
     }
 }
 
 /// Hour, minute, second and nanoseconds of `h:mm`, `hh:mm:ss` or `hh:mm:ss.fff`.
-fn time_of(text: &str, clock: Option<(Clock, bool)>) -> Option<(i8, i8, i8, i32)> {
+fn time_of(text: &str, clock: Option<(HourClock, bool)>) -> Option<(i8, i8, i8, i32)> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let mut parts = whole.split(':').map(|part| part.parse::<i8>().ok());
     let (hour, minute, second) = (parts.next()??, parts.next()??, parts.next().unwrap_or(Some(0))?);
@@ -214,10 +214,10 @@ mod tests {
             ("yesterday", None),
             ("", None),
         ] {
-            assert_eq!(as_the_feed_writes(text, Writer::Region).as_deref(), expected, "{text}");
+            assert_eq!(as_the_feed_writes(text, TimeWriter::Region).as_deref(), expected, "{text}");
         }
         assert_eq!(
-            as_the_feed_writes("02/03/2026 10:15:00", Writer::Invariant).as_deref(),
+            as_the_feed_writes("02/03/2026 10:15:00", TimeWriter::Invariant).as_deref(),
             Some("2026-02-03T10:15:00")
         );
     }
@@ -225,8 +225,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in r"[0-9/.,: APMapm+-]{0,40}|/Date\([0-9+-]{0,24}\)/|.*") {
-            let _ = as_the_feed_writes(&text, Writer::Region);
-            let _ = as_the_feed_writes(&text, Writer::Invariant);
+            let _ = as_the_feed_writes(&text, TimeWriter::Region);
+            let _ = as_the_feed_writes(&text, TimeWriter::Invariant);
         }
     }
 }

@@ -34,13 +34,13 @@ pub struct Bars {
 }
 
 /// Reads them from the state, which may be opened after the first request.
-pub struct Completeness {
+pub struct CompletenessReader {
     state: Arc<OnceLock<Arc<dyn StateStore>>>,
     clock: Arc<dyn Clock>,
     known: Mutex<Option<(Duration, Arc<Bars>)>>,
 }
 
-impl Completeness {
+impl CompletenessReader {
     /// Reads from this state.
     pub fn new(state: Arc<OnceLock<Arc<dyn StateStore>>>, clock: Arc<dyn Clock>) -> Self {
         Self { state, clock, known: Mutex::new(None) }

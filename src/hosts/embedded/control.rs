@@ -27,17 +27,17 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::registry::{Entry, Registry};
+use super::registry::{Registry, RunningSource};
 use super::status::{Monitor, Status};
 use crate::clock::Clock;
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
 use crate::source::aside::Retried;
-use crate::source::desk::{Ask, BackfillError, Ended, Progress, Snapshot};
+use crate::source::backfill_requests::{BackfillAsk, BackfillError, BackfillNumbers, BackfillProgress, BackfillResult};
 use crate::source::heal;
 
 mod working;
 
-use working::Work;
+use working::WorkParts;
 
 /// The protocol's version.
 pub const VERSION: u32 = 1;
@@ -53,13 +53,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Connections served at once.
 const CONNECTIONS_MAX: usize = 16;
 /// A client gets the progress of a back-fill this often.
-const TELL_EVERY: Duration = Duration::from_millis(500);
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// A path longer than this does not fit the system's address of a socket.
 const PATH_BYTES_MAX: usize = 100;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Question {
+pub struct ControlRequest {
     /// [`VERSION`].
     pub version: u32,
     /// The question.
@@ -77,14 +77,14 @@ pub enum What {
         /// The source.
         source: String,
         /// The range.
-        ask: Ask,
+        ask: BackfillAsk,
     },
     /// Fill a range through Microsoft Graph.
     Heal {
         /// The source.
         source: String,
         /// The range.
-        ask: heal::desk::Ask,
+        ask: heal::requests::HealAsk,
     },
     /// Offer what a source has set aside to the sinks again.
     Retry {
@@ -111,7 +111,7 @@ pub enum What {
 
 /// One line of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Answer {
+pub struct AnswerLine {
     /// [`VERSION`].
     pub version: u32,
     /// What is said.
@@ -125,13 +125,13 @@ pub enum Say {
     /// The status, and nothing more.
     Status(Box<Status>),
     /// The progress of a back-fill; more lines follow.
-    Progress(Snapshot),
+    Progress(BackfillNumbers),
     /// How a back-fill ended.
-    Ended(Ended),
+    Ended(BackfillResult),
     /// The progress of filling a range; more lines follow.
-    Healing(heal::desk::Snapshot),
+    Healing(heal::requests::HealNumbers),
     /// How it ended.
-    Healed(heal::desk::Ended),
+    Healed(heal::requests::HealResult),
     /// The outcome for the records that were set aside.
     Retried(Retried),
     /// Positions were moved: what to print.
@@ -139,12 +139,12 @@ pub enum Say {
     /// A tenant's data was removed: what to print.
     Purged(Vec<String>),
     /// The request was refused.
-    Refused(Refusal),
+    Refused(ControlRefusal),
 }
 
 /// Why a request is refused, in the words for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
+pub struct ControlRefusal {
     /// The error's page.
     pub slug: String,
     /// What could not be done and why.
@@ -155,7 +155,7 @@ pub struct Refusal {
     pub exit: u8,
 }
 
-impl Refusal {
+impl ControlRefusal {
     /// An error with its exit code.
     pub fn of(error: &dyn Actionable, exit: u8) -> Self {
         Self { slug: error.slug().into(), what: error.to_string(), hint: error.hint(), exit }
@@ -246,7 +246,7 @@ pub struct MoveAsked {
     /// Events may be passed over.
     pub yes: bool,
     /// Told what to print.
-    pub answer: oneshot::Sender<Result<Vec<String>, Refusal>>,
+    pub answer: oneshot::Sender<Result<Vec<String>, ControlRefusal>>,
 }
 
 /// A request to remove a tenant's data, for the owner of the sources and the state.
@@ -254,13 +254,13 @@ pub struct PurgeAsked {
     /// The tenant.
     pub tenant: TenantId,
     /// Told what to print.
-    pub answer: oneshot::Sender<Result<Vec<String>, Refusal>>,
+    pub answer: oneshot::Sender<Result<Vec<String>, ControlRefusal>>,
 }
 
 /// Maps an error of a back-fill to its exit code, which the command line defines.
 pub type ExitOf = fn(&BackfillError) -> u8;
 /// The same for a range that is filled through Microsoft Graph.
-pub type HealExitOf = fn(&heal::desk::HealError) -> u8;
+pub type HealExitOf = fn(&heal::requests::HealError) -> u8;
 
 /// The parts with which requests are answered.
 #[derive(Clone)]
@@ -457,27 +457,29 @@ async fn answer(stream: UnixStream, backend: Backend, stop: CancellationToken) -
 }
 
 /// Parses the request, or returns why it cannot be answered.
-fn question(line: &str) -> Result<What, Refusal> {
+fn question(line: &str) -> Result<What, ControlRefusal> {
     #[derive(Deserialize)]
-    struct Version {
+    struct RequestVersion {
         version: u32,
     }
-    match serde_json::from_str::<Question>(line) {
+    match serde_json::from_str::<ControlRequest>(line) {
         Ok(question) if question.version == VERSION => Ok(question.ask),
         Ok(_) => Err(version_refusal()),
-        Err(_) if serde_json::from_str::<Version>(line).is_ok_and(|v| v.version != VERSION) => Err(version_refusal()),
+        Err(_) if serde_json::from_str::<RequestVersion>(line).is_ok_and(|v| v.version != VERSION) => {
+            Err(version_refusal())
+        }
         Err(error) => {
             Err(refusal("control-broken", format!("the question cannot be read: {error}"), "ask with `m365-audit`", 64))
         }
     }
 }
 
-fn refusal(slug: &str, what: String, hint: &str, exit: u8) -> Refusal {
-    Refusal { slug: slug.into(), what, hint: hint.into(), exit }
+fn refusal(slug: &str, what: String, hint: &str, exit: u8) -> ControlRefusal {
+    ControlRefusal { slug: slug.into(), what, hint: hint.into(), exit }
 }
 
 /// The source of this name, or the refusal that there is none.
-fn source_of(backend: &Backend, source: &str) -> Result<Entry, Refusal> {
+fn source_of(backend: &Backend, source: &str) -> Result<RunningSource, ControlRefusal> {
     let mut entries = backend.registry.entries();
     entries.remove(source).ok_or_else(|| {
         let known = entries.into_keys().collect::<Vec<_>>().join(", ");
@@ -572,7 +574,7 @@ struct Asker<'a> {
 
 impl Asker<'_> {
     async fn say(&mut self, say: Say) -> io::Result<()> {
-        let mut text = serde_json::to_string(&Answer { version: VERSION, say }).map_err(io::Error::other)?;
+        let mut text = serde_json::to_string(&AnswerLine { version: VERSION, say }).map_err(io::Error::other)?;
         text.push('\n');
         tokio::select! {
             written = self.write.write_all(text.as_bytes()) => written,
@@ -581,7 +583,13 @@ impl Asker<'_> {
     }
 
     /// Has a source read a range again.
-    async fn backfill(&mut self, reader: Reader, source: &str, ask: Ask, stop: &CancellationToken) -> Say {
+    async fn backfill(
+        &mut self,
+        reader: RequestReader,
+        source: &str,
+        ask: BackfillAsk,
+        stop: &CancellationToken,
+    ) -> Say {
         let backend = self.backend;
         let entry = match source_of(backend, source) {
             Ok(entry) => entry,
@@ -589,12 +597,12 @@ impl Asker<'_> {
         };
         // If it is refused, another one is running and stays registered.
         let is_noted = AtomicBool::new(false);
-        let work = Work {
+        let work = WorkParts {
             source,
             counter: &entry.counter,
             ask,
             what: "the back-fill",
-            progress: |progress: &Progress| Say::Progress(progress.snapshot()),
+            progress: |progress: &BackfillProgress| Say::Progress(progress.snapshot()),
             ended: Say::Ended,
             exit_of: backend.exit_of,
             begun: &|progress| {
@@ -610,17 +618,23 @@ impl Asker<'_> {
     }
 
     /// Has a source fill a range through Microsoft Graph.
-    async fn heal(&mut self, reader: Reader, source: &str, ask: heal::desk::Ask, stop: &CancellationToken) -> Say {
+    async fn heal(
+        &mut self,
+        reader: RequestReader,
+        source: &str,
+        ask: heal::requests::HealAsk,
+        stop: &CancellationToken,
+    ) -> Say {
         let entry = match source_of(self.backend, source) {
             Ok(entry) => entry,
             Err(refusal) => return Say::Refused(refusal),
         };
-        let work = Work {
+        let work = WorkParts {
             source,
             counter: &entry.heal,
             ask,
             what: "to fill the range",
-            progress: |progress: &heal::desk::Progress| Say::Healing(progress.snapshot()),
+            progress: |progress: &heal::requests::HealProgress| Say::Healing(progress.snapshot()),
             ended: Say::Healed,
             exit_of: self.backend.heal_exit_of,
             begun: &|_| {},
@@ -630,9 +644,9 @@ impl Asker<'_> {
 }
 
 /// The rest of a request's connection.
-type Reader = BufReader<tokio::io::Take<tokio::net::unix::OwnedReadHalf>>;
+type RequestReader = BufReader<tokio::io::Take<tokio::net::unix::OwnedReadHalf>>;
 
-fn version_refusal() -> Refusal {
+fn version_refusal() -> ControlRefusal {
     let what = format!("this process speaks version {VERSION} of the control protocol");
     refusal("control-version", what, "use the program the service runs, or restart the service with this one", 73)
 }
@@ -677,7 +691,7 @@ impl Client {
     /// # Errors
     /// The process went away.
     pub async fn ask(&mut self, ask: What) -> Result<(), ControlError> {
-        let text = serde_json::to_string(&Question { version: VERSION, ask });
+        let text = serde_json::to_string(&ControlRequest { version: VERSION, ask });
         self.ask_line(&text.map_err(|error| ControlError::Broken { why: error.to_string() })?).await
     }
 
@@ -706,14 +720,14 @@ impl Client {
         let broken = |why: String| ControlError::Broken { why };
         let line = self.next_line().await?;
         #[derive(Deserialize)]
-        struct Version {
+        struct RequestVersion {
             version: u32,
         }
-        let version: Version = serde_json::from_str(&line).map_err(|error| broken(error.to_string()))?;
+        let version: RequestVersion = serde_json::from_str(&line).map_err(|error| broken(error.to_string()))?;
         if version.version != VERSION {
             return Err(ControlError::Version { theirs: version.version });
         }
-        let answer: Answer = serde_json::from_str(&line).map_err(|error| broken(error.to_string()))?;
+        let answer: AnswerLine = serde_json::from_str(&line).map_err(|error| broken(error.to_string()))?;
         Ok(answer.say)
     }
 

@@ -35,13 +35,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::completeness::Completeness;
+use super::completeness::CompletenessReader;
 use super::host_name::answers_to;
 use super::registry::Registry;
 use super::series::{write_head, write_series};
 use super::status::Monitor;
-use super::status_html::{self, Shown};
-use super::{HealthReport, Standing};
+use super::status_html::{self, StatusView};
+use super::{HealthReport, ReportedHealth};
 use crate::clock::Clock;
 use crate::config::MetricsDetail;
 use crate::host::Health;
@@ -57,7 +57,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Limits for clients.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub struct ServerLimits {
     /// Connections at once.
     pub connections: usize,
     /// Large answers in flight at once: with many tenants, one is megabytes.
@@ -68,7 +68,7 @@ pub struct Bounds {
     pub answer: Duration,
 }
 
-impl Default for Bounds {
+impl Default for ServerLimits {
     fn default() -> Self {
         Self { connections: 64, pages: 4, request: Duration::from_secs(5), answer: Duration::from_secs(30) }
     }
@@ -107,20 +107,20 @@ impl Actionable for MetricsError {
 #[derive(Debug)]
 pub struct MetricsServer {
     listener: TcpListener,
-    bounds: Bounds,
+    bounds: ServerLimits,
 }
 
 impl MetricsServer {
     /// Binds `listen`, `address:port`.
     pub async fn bind(listen: &str) -> Result<Self, MetricsError> {
         match TcpListener::bind(listen).await {
-            Ok(listener) => Ok(Self { listener, bounds: Bounds::default() }),
+            Ok(listener) => Ok(Self { listener, bounds: ServerLimits::default() }),
             Err(source) => Err(MetricsError::Listen { listen: listen.to_owned(), source }),
         }
     }
 
     /// The same with other bounds.
-    pub fn with_bounds(self, bounds: Bounds) -> Self {
+    pub fn with_bounds(self, bounds: ServerLimits) -> Self {
         Self { bounds, ..self }
     }
 
@@ -132,12 +132,12 @@ impl MetricsServer {
     /// Serves until `shutdown` resolves.
     pub async fn serve(self, served: Served, clock: Arc<dyn Clock>, shutdown: impl Future<Output = ()> + Send) {
         let served = Arc::new(served);
-        let pages = Pages {
+        let pages = BrowserPages {
             router: router(served.clone()),
             hosts: served.hosts.clone().into(),
             large: Arc::new(Semaphore::new(self.bounds.pages)),
         };
-        let mut open = Open::default();
+        let mut open = OpenConnections::default();
         let mut shutdown = std::pin::pin!(shutdown);
         let mut upkeep = clock.sleep(UPKEEP_EVERY);
         loop {
@@ -169,12 +169,12 @@ impl MetricsServer {
 
 /// Connections now, oldest first, each with whether its request has come.
 #[derive(Default)]
-struct Open {
+struct OpenConnections {
     tasks: JoinSet<()>,
     connections: Vec<(Arc<AtomicBool>, AbortHandle)>,
 }
 
-impl Open {
+impl OpenConnections {
     /// Closes the oldest connection without a request; if all have one, the oldest, which has had the most time.
     fn make_room(&mut self, most: usize) {
         self.connections.retain(|(_, task)| !task.is_finished());
@@ -224,7 +224,7 @@ pub struct Served {
     /// The sources.
     pub registry: Registry,
     /// How completely tenants were read.
-    pub completeness: Completeness,
+    pub completeness: CompletenessReader,
     /// `[metrics] detail`.
     pub detail: MetricsDetail,
     /// `[metrics] hosts`.
@@ -237,7 +237,7 @@ pub struct Served {
 
 /// The pages for browsers, and the host names they answer to.
 #[derive(Clone)]
-struct Pages {
+struct BrowserPages {
     router: Router,
     hosts: Arc<[String]>,
     /// Permits for large answers.
@@ -245,7 +245,13 @@ struct Pages {
 }
 
 /// Answers the one request of a connection, or closes it at a time limit.
-async fn answer_one(stream: TcpStream, pages: Pages, bounds: Bounds, clock: Arc<dyn Clock>, asked: Arc<AtomicBool>) {
+async fn answer_one(
+    stream: TcpStream,
+    pages: BrowserPages,
+    bounds: ServerLimits,
+    clock: Arc<dyn Clock>,
+    asked: Arc<AtomicBool>,
+) {
     // Held until the connection ends, since the page is in memory until then.
     let held = Mutex::new(None);
     let router = TowerToHyperService::new(pages.router);
@@ -340,16 +346,16 @@ async fn status_json(served: State<Arc<Served>>) -> Response {
 
 /// The query parameters of a page.
 #[derive(Deserialize)]
-struct Asked {
+struct PageQuery {
     every: Option<u32>,
 }
 
-async fn status_page(served: State<Arc<Served>>, asked: Result<Query<Asked>, QueryRejection>) -> Response {
+async fn status_page(served: State<Arc<Served>>, asked: Result<Query<PageQuery>, QueryRejection>) -> Response {
     // An unreadable query counts as empty.
     let every = asked.ok().and_then(|asked| asked.every).filter(|every| (5..=3600).contains(every));
     let bars = served.completeness.bars(&served.registry).await;
     let status = served.monitor.status(&served.registry);
-    browser_page(status_html::page(&Shown { status: &status, bars: &bars, docs_url: &served.docs_url, every }))
+    browser_page(status_html::page(&StatusView { status: &status, bars: &bars, docs_url: &served.docs_url, every }))
 }
 
 fn browser_page(page: String) -> Response {
@@ -396,15 +402,15 @@ fn health_page(report: &HealthReport) -> Response {
 struct HealthPage<'a> {
     /// The worst of the sources; `degraded` also when a sink or the state is in trouble.
     state: &'static str,
-    sources: BTreeMap<&'a str, Entry<'a>>,
-    sinks: BTreeMap<&'a str, Entry<'a>>,
+    sources: BTreeMap<&'a str, HealthEntry<'a>>,
+    sinks: BTreeMap<&'a str, HealthEntry<'a>>,
     /// The files of the state, when something is wrong with them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    store: Option<Entry<'a>>,
+    store: Option<HealthEntry<'a>>,
 }
 
 #[derive(Debug, Serialize)]
-struct Entry<'a> {
+struct HealthEntry<'a> {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
@@ -413,11 +419,11 @@ struct Entry<'a> {
 
 impl<'a> HealthPage<'a> {
     fn of(report: &'a HealthReport) -> Self {
-        let entries = |side: &'a BTreeMap<String, Standing>| -> BTreeMap<_, _> {
-            side.iter().map(|(name, standing)| (name.as_str(), Entry::of(standing))).collect()
+        let entries = |side: &'a BTreeMap<String, ReportedHealth>| -> BTreeMap<_, _> {
+            side.iter().map(|(name, standing)| (name.as_str(), HealthEntry::of(standing))).collect()
         };
         let (sources, sinks) = (entries(&report.sources), entries(&report.sinks));
-        let store = report.store.as_ref().map(Entry::of);
+        let store = report.store.as_ref().map(HealthEntry::of);
         let state = if sources.values().any(|e| e.state == "failed") {
             "failed"
         } else if sources.values().chain(sinks.values()).chain(&store).any(|e| e.state != "healthy") {
@@ -433,8 +439,8 @@ impl<'a> HealthPage<'a> {
     }
 }
 
-impl<'a> Entry<'a> {
-    fn of(standing: &'a Standing) -> Self {
+impl<'a> HealthEntry<'a> {
+    fn of(standing: &'a ReportedHealth) -> Self {
         let (state, reason) = match &standing.health {
             Health::Healthy => ("healthy", None),
             Health::Degraded { why, .. } => ("degraded", Some(why.as_str())),
@@ -450,7 +456,7 @@ mod tests {
     use std::sync::OnceLock;
 
     use super::super::recorder::Recorder;
-    use super::super::registry::Entry;
+    use super::super::registry::RunningSource;
     use super::super::status::Recent;
     use super::*;
     use crate::clock::SystemClock;
@@ -460,15 +466,15 @@ mod tests {
     use tokio::sync::oneshot;
     use tokio::sync::watch;
 
-    fn standing(health: Health) -> Standing {
-        Standing { health, since: "2026-05-01T00:00:00Z".parse().unwrap() }
+    fn standing(health: Health) -> ReportedHealth {
+        ReportedHealth { health, since: "2026-05-01T00:00:00Z".parse().unwrap() }
     }
 
-    fn degraded(why: &str) -> Standing {
+    fn degraded(why: &str) -> ReportedHealth {
         standing(Health::Degraded { why: why.into(), since: Timestamp::UNIX_EPOCH })
     }
 
-    fn report(source: Standing, sink: Standing) -> HealthReport {
+    fn report(source: ReportedHealth, sink: ReportedHealth) -> HealthReport {
         HealthReport {
             sources: BTreeMap::from([("contoso".into(), source)]),
             sinks: BTreeMap::from([("out".into(), sink)]),
@@ -539,12 +545,12 @@ mod tests {
         let (recorder, recorded) = Recorder::new();
         with_local_recorder(&recorder, record);
         let registry = Registry::default();
-        let entry = Entry {
+        let entry = RunningSource {
             tenant: TENANT.parse::<TenantId>().unwrap(),
             content_types: vec![ContentType::Exchange],
             max_requests_per_minute: 2000,
-            counter: backfill::desk().0,
-            heal: heal::desk::desk().0,
+            counter: backfill::request_queue().0,
+            heal: heal::requests::request_queue().0,
             backfill: None,
             retries: aside::asking().0,
         };
@@ -553,7 +559,7 @@ mod tests {
         Served {
             monitor: Arc::new(Monitor::new(recorded, report, Recent::default(), clock.clone())),
             registry,
-            completeness: Completeness::new(Arc::new(OnceLock::new()), clock),
+            completeness: CompletenessReader::new(Arc::new(OnceLock::new()), clock),
             detail: MetricsDetail::Tenant,
             hosts: vec!["m365.example.net".to_owned()],
             docs_url: "https://wiki.example.net/m365".to_owned(),
@@ -672,7 +678,7 @@ mod tests {
     use tokio::net::TcpStream;
 
     /// A server on a test clock with this many bytes of metrics, and its address.
-    async fn served(bounds: Bounds, padding: usize) -> (SocketAddr, TestClock, tokio::task::JoinHandle<()>) {
+    async fn served(bounds: ServerLimits, padding: usize) -> (SocketAddr, TestClock, tokio::task::JoinHandle<()>) {
         let server = MetricsServer::bind("127.0.0.1:0").await.unwrap().with_bounds(bounds);
         let address = server.local_addr().unwrap();
         let clock = TestClock::at("2026-05-01T00:00:00Z".parse().unwrap());
@@ -697,7 +703,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_asks_is_answered_whatever_else_is_half_open() {
-        let bounds = Bounds { connections: 8, ..Bounds::default() };
+        let bounds = ServerLimits { connections: 8, ..ServerLimits::default() };
         let (address, _clock, serving) = served(bounds, 0).await;
         let mut silent = Vec::new();
         for _ in 0..100 {
@@ -714,20 +720,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_does_not_come_is_given_up_in_time() {
-        let (address, clock, serving) = served(Bounds::default(), 0).await;
+        let (address, clock, serving) = served(ServerLimits::default(), 0).await;
         let mut silent = half_open(address).await;
         // Its connection waits for its time limit beside the upkeep.
         while clock.sleepers() < 2 {
             tokio::task::yield_now().await;
         }
-        clock.advance(Bounds::default().request);
+        clock.advance(ServerLimits::default().request);
         assert_eq!(silent.read(&mut [0; 16]).await.unwrap_or(0), 0, "it is closed");
         serving.abort();
     }
 
     #[tokio::test]
     async fn readers_that_do_not_read_hold_a_few_pages_and_no_probe() {
-        let bounds = Bounds { pages: 2, ..Bounds::default() };
+        let bounds = ServerLimits { pages: 2, ..ServerLimits::default() };
         // More bytes than two sockets buffer.
         let (address, _clock, serving) = served(bounds, 32 << 20).await;
         let mut slow = Vec::new();

@@ -40,12 +40,12 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::delivery::{Confirm, Observer, Settled, Sink, Worker};
+use crate::delivery::{BatchSettled, Confirm, Observer, Sink, Worker};
 use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, Receipts, StateStore, TicketAnswer, Unfit};
 use crate::metrics;
 use crate::model::Timestamp;
 
-use self::selection::{Selection, Share};
+use self::selection::{BatchShare, Selection};
 
 /// A sink and the sources it takes.
 pub struct SinkSpec {
@@ -61,14 +61,14 @@ pub struct SinkSpec {
 
 /// The embedded host.
 pub struct EmbeddedHost {
-    routes: RwLock<Vec<Route>>,
+    routes: RwLock<Vec<SinkRoute>>,
     state: Arc<dyn StateStore>,
     clock: Arc<dyn Clock>,
-    signals: Arc<Signals>,
+    signals: Arc<HostSignals>,
 }
 
 #[derive(Clone)]
-struct Route {
+struct SinkRoute {
     worker: Arc<Worker>,
     inputs: Vec<String>,
     selection: Arc<Selection>,
@@ -78,11 +78,11 @@ struct Route {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HealthReport {
     /// By source name.
-    pub sources: BTreeMap<String, Standing>,
+    pub sources: BTreeMap<String, ReportedHealth>,
     /// By sink name; a sink that cannot write is degraded, since it retries for ever.
-    pub sinks: BTreeMap<String, Standing>,
+    pub sinks: BTreeMap<String, ReportedHealth>,
     /// The fault of the state's files; `None` when there is none.
-    pub store: Option<Standing>,
+    pub store: Option<ReportedHealth>,
 }
 
 impl HealthReport {
@@ -90,13 +90,13 @@ impl HealthReport {
     #[doc(hidden)]
     pub fn set_store(&mut self, why: Option<String>, now: Timestamp) {
         let since = self.store.as_ref().map_or(now, |standing| standing.since);
-        self.store = why.map(|why| Standing { health: Health::Degraded { why, since }, since });
+        self.store = why.map(|why| ReportedHealth { health: Health::Degraded { why, since }, since });
     }
 }
 
 /// One health and since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct ReportedHealth {
     /// The health last reported.
     pub health: Health,
     /// The time since which it holds.
@@ -113,7 +113,7 @@ pub struct SinkClosed {
 }
 
 /// The signals from the workers to the host.
-struct Signals {
+struct HostSignals {
     report: watch::Sender<HealthReport>,
     closed: watch::Sender<Option<SinkClosed>>,
     clock: Arc<dyn Clock>,
@@ -122,7 +122,7 @@ struct Signals {
 impl EmbeddedHost {
     /// A host with these sinks, each on a task of the current tokio runtime.
     pub fn new(sinks: Vec<SinkSpec>, state: Arc<dyn StateStore>, clock: Arc<dyn Clock>) -> Self {
-        let signals = Arc::new(Signals {
+        let signals = Arc::new(HostSignals {
             report: watch::Sender::default(),
             closed: watch::Sender::default(),
             clock: clock.clone(),
@@ -220,22 +220,22 @@ impl EmbeddedHost {
         join_all(routes.iter().map(|route| route.worker.stop(grace, &*self.clock))).await;
     }
 
-    fn start(&self, spec: SinkSpec) -> Route {
+    fn start(&self, spec: SinkSpec) -> SinkRoute {
         self.signals.trouble(&spec.name, None);
         let worker = Worker::start(&spec.name, spec.sink, self.clock.clone(), self.signals.clone());
-        Route { worker: Arc::new(worker), inputs: spec.inputs, selection: Arc::new(spec.selection) }
+        SinkRoute { worker: Arc::new(worker), inputs: spec.inputs, selection: Arc::new(spec.selection) }
     }
 
-    fn route(&self, name: &str) -> Option<Route> {
+    fn route(&self, name: &str) -> Option<SinkRoute> {
         let routes = self.routes.read();
         routes.iter().find(|r| &*r.worker.name == name).cloned()
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<Route>)) {
+    fn change(&self, change: impl FnOnce(&mut Vec<SinkRoute>)) {
         change(&mut self.routes.write());
     }
 
-    fn routes_of(&self, source: &str) -> Vec<Route> {
+    fn routes_of(&self, source: &str) -> Vec<SinkRoute> {
         let routes = self.routes.read();
         routes.iter().filter(|r| r.inputs.iter().any(|i| i == source)).cloned().collect()
     }
@@ -253,9 +253,9 @@ impl Host for EmbeddedHost {
             return DeliveryTicket::resolved(Delivery::Refused(why));
         }
         let (answer, ticket) = DeliveryTicket::new();
-        let verdict = Arc::new(Verdict::new(answer));
+        let verdict = Arc::new(PendingAnswer::new(answer));
         let mut handovers = Vec::new();
-        for Route { worker, selection, .. } in routes {
+        for SinkRoute { worker, selection, .. } in routes {
             if batch.receipts.has(worker.id) {
                 verdict.except(&worker.name, batch.receipts.unfit_for(worker.id));
                 continue;
@@ -283,10 +283,10 @@ impl Host for EmbeddedHost {
     }
 }
 
-impl Signals {
+impl HostSignals {
     fn note(
         &self,
-        side: impl FnOnce(&mut HealthReport) -> &mut BTreeMap<String, Standing>,
+        side: impl FnOnce(&mut HealthReport) -> &mut BTreeMap<String, ReportedHealth>,
         name: &str,
         health: Health,
     ) {
@@ -307,7 +307,7 @@ impl Signals {
                 }
                 None => {
                     let since = if let Health::Degraded { since, .. } = &health { *since } else { now };
-                    side.insert(name.to_owned(), Standing { health, since });
+                    side.insert(name.to_owned(), ReportedHealth { health, since });
                 }
             }
             true
@@ -315,7 +315,7 @@ impl Signals {
     }
 }
 
-impl Observer for Signals {
+impl Observer for HostSignals {
     fn confirmed(&self, sink: &str, records: u64) {
         ::metrics::counter!(metrics::SINK_RECORDS_TOTAL, "sink" => sink.to_owned()).increment(records);
     }
@@ -337,7 +337,7 @@ impl Observer for Signals {
             None => Health::Healthy,
             Some(why) => {
                 let since = match self.report.borrow().sinks.get(sink) {
-                    Some(Standing { health: Health::Degraded { since, .. }, .. }) => *since,
+                    Some(ReportedHealth { health: Health::Degraded { since, .. }, .. }) => *since,
                     _ => self.clock.now(),
                 };
                 Health::Degraded { why: why.to_owned(), since }
@@ -358,29 +358,29 @@ impl Observer for Signals {
 }
 
 /// The answers of the sinks to one delivery so far. The last sink to settle drops it, which answers the ticket.
-struct Verdict {
+struct PendingAnswer {
     worst: Mutex<Delivery>,
     answer: Option<TicketAnswer>,
 }
 
-impl Verdict {
+impl PendingAnswer {
     fn new(answer: TicketAnswer) -> Self {
         Self { worst: Mutex::new(Delivery::Delivered), answer: Some(answer) }
     }
 
     /// For a sink that is given this share of the batch.
-    fn confirm(self: &Arc<Self>, worker: &Worker, receipts: Receipts, share: Share) -> Confirm {
+    fn confirm(self: &Arc<Self>, worker: &Worker, receipts: Receipts, share: BatchShare) -> Confirm {
         let (verdict, id, name) = (self.clone(), worker.id, worker.name.clone());
         Confirm::new(move |settled| match settled {
-            Settled::Delivered => verdict.settle(&name, id, &receipts, &share, Vec::new()),
-            Settled::Except(unfit) => verdict.settle(&name, id, &receipts, &share, unfit),
-            Settled::Refused(why) => verdict.note(Delivery::Refused(format!("sink `{name}`: {why}"))),
-            Settled::Rejected(why) => verdict.note(Delivery::Rejected(format!("sink `{name}`: {why}"))),
+            BatchSettled::Delivered => verdict.settle(&name, id, &receipts, &share, Vec::new()),
+            BatchSettled::Except(unfit) => verdict.settle(&name, id, &receipts, &share, unfit),
+            BatchSettled::Refused(why) => verdict.note(Delivery::Refused(format!("sink `{name}`: {why}"))),
+            BatchSettled::Rejected(why) => verdict.note(Delivery::Rejected(format!("sink `{name}`: {why}"))),
         })
     }
 
     /// Records that the sink accepted its share except for these records.
-    fn settle(&self, sink: &str, id: u32, receipts: &Receipts, share: &Share, refused: Vec<Unfit>) {
+    fn settle(&self, sink: &str, id: u32, receipts: &Receipts, share: &BatchShare, refused: Vec<Unfit>) {
         let count = |name, records: u64| {
             if records > 0 {
                 ::metrics::counter!(name, "sink" => sink.to_owned()).increment(records);
@@ -426,7 +426,7 @@ impl Verdict {
     }
 }
 
-impl Drop for Verdict {
+impl Drop for PendingAnswer {
     fn drop(&mut self) {
         let worst = self.worst.get_mut().clone();
         if let Some(answer) = self.answer.take() {

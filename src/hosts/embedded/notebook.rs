@@ -18,10 +18,10 @@ pub const KEY_ROOT: &str = "m365_audit_sinks/v1/";
 
 /// The pages of all sinks. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Notebook(Arc<Mutex<BTreeMap<String, Entry>>>);
+pub struct Notebook(Arc<Mutex<BTreeMap<String, PageState>>>);
 
 #[derive(Debug, Default)]
-struct Entry {
+struct PageState {
     value: Option<Bytes>,
     /// Counts the writes to it.
     version: u64,
@@ -33,7 +33,7 @@ struct Entry {
 
 /// The page of one sink.
 #[derive(Debug, Clone)]
-pub struct Page {
+pub struct NotebookPage {
     book: Notebook,
     key: String,
 }
@@ -47,28 +47,28 @@ impl Notebook {
         let mut pages = BTreeMap::new();
         for (key, _) in store.list(KEY_ROOT).await? {
             if let Some((value, _)) = store.load(&key).await? {
-                pages.insert(key, Entry { value: Some(value), ..Entry::default() });
+                pages.insert(key, PageState { value: Some(value), ..PageState::default() });
             }
         }
         Ok(Self(Arc::new(Mutex::new(pages))))
     }
 
     /// The page of the sink with this name.
-    pub fn page(&self, sink: &str) -> Page {
-        Page { book: self.clone(), key: format!("{KEY_ROOT}{sink}") }
+    pub fn page(&self, sink: &str) -> NotebookPage {
+        NotebookPage { book: self.clone(), key: format!("{KEY_ROOT}{sink}") }
     }
 
     /// Wraps `store`, so that each of its commits also stores the pages written meanwhile.
     pub fn kept_in(&self, store: Arc<dyn StateStore>) -> Arc<dyn StateStore> {
-        Arc::new(Keeping { store, book: self.clone() })
+        Arc::new(NotebookStore { store, book: self.clone() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, PageState>> {
         self.0.lock()
     }
 }
 
-impl Page {
+impl NotebookPage {
     /// The last value written, in this run or an earlier one.
     pub fn read(&self) -> Option<Bytes> {
         self.book.lock().get(&self.key)?.value.clone()
@@ -84,13 +84,13 @@ impl Page {
 }
 
 /// A store that also keeps the notebook.
-struct Keeping {
+struct NotebookStore {
     store: Arc<dyn StateStore>,
     book: Notebook,
 }
 
 #[async_trait]
-impl StateStore for Keeping {
+impl StateStore for NotebookStore {
     async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
         self.store.load(key).await
     }

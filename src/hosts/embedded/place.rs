@@ -19,14 +19,14 @@ const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// A directory, and the mount it is on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct MountPlace {
     /// Its device and inode; `None` when it is not there yet.
     pub directory: Option<(u64, u64)>,
     /// Where its file system is mounted; `None` when the table of mounts cannot be read.
     pub mount: Option<PathBuf>,
 }
 
-impl Place {
+impl MountPlace {
     /// The place of `dir`, or the place it would have if it was created.
     ///
     /// # Errors
@@ -51,14 +51,14 @@ impl Place {
     }
 
     /// How the place changed since `known`.
-    pub fn since(&self, known: &Place) -> Moved {
-        let (Some(now), Some(before)) = (&self.mount, &known.mount) else { return Moved::No };
+    pub fn since(&self, known: &MountPlace) -> PlaceChange {
+        let (Some(now), Some(before)) = (&self.mount, &known.mount) else { return PlaceChange::No };
         if now == before || self.directory.is_some() && self.directory == known.directory {
-            Moved::No
+            PlaceChange::No
         } else if now.starts_with(before) {
-            Moved::Beneath
+            PlaceChange::Beneath
         } else {
-            Moved::Elsewhere
+            PlaceChange::Elsewhere
         }
     }
 
@@ -70,7 +70,7 @@ impl Place {
 
 /// The change of a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moved {
+pub enum PlaceChange {
     /// It is the same.
     No,
     /// A file system was mounted over it: earlier files are hidden beneath.
@@ -164,23 +164,23 @@ garbage
 
     #[test]
     fn a_place_is_the_same_by_its_mount_or_by_its_directory() {
-        let place = |directory, mount: &str| Place { directory, mount: (!mount.is_empty()).then(|| mount.into()) };
+        let place = |directory, mount: &str| MountPlace { directory, mount: (!mount.is_empty()).then(|| mount.into()) };
         let known = place(Some((8, 2)), "/mnt/logs");
         for (now, moved) in [
-            (place(Some((8, 2)), "/mnt/logs"), Moved::No),
+            (place(Some((8, 2)), "/mnt/logs"), PlaceChange::No),
             // A reboot, a replaced disk, a directory that was created again.
-            (place(Some((9, 7)), "/mnt/logs"), Moved::No),
-            (place(None, "/mnt/logs"), Moved::No),
+            (place(Some((9, 7)), "/mnt/logs"), PlaceChange::No),
+            (place(None, "/mnt/logs"), PlaceChange::No),
             // The same directory without the bind mount that a service manager puts over it.
-            (place(Some((8, 2)), "/"), Moved::No),
+            (place(Some((8, 2)), "/"), PlaceChange::No),
             // The directory beneath, of a file system of its own or of the same one.
-            (place(Some((1, 5)), "/"), Moved::Elsewhere),
-            (place(Some((8, 5)), "/"), Moved::Elsewhere),
-            (place(None, "/"), Moved::Elsewhere),
-            (place(Some((1, 5)), "/mnt"), Moved::Elsewhere),
-            (place(Some((1, 5)), "/srv"), Moved::Elsewhere),
-            (place(Some((1, 5)), "/mnt/logs/m365"), Moved::Beneath),
-            (place(Some((1, 5)), ""), Moved::No),
+            (place(Some((1, 5)), "/"), PlaceChange::Elsewhere),
+            (place(Some((8, 5)), "/"), PlaceChange::Elsewhere),
+            (place(None, "/"), PlaceChange::Elsewhere),
+            (place(Some((1, 5)), "/mnt"), PlaceChange::Elsewhere),
+            (place(Some((1, 5)), "/srv"), PlaceChange::Elsewhere),
+            (place(Some((1, 5)), "/mnt/logs/m365"), PlaceChange::Beneath),
+            (place(Some((1, 5)), ""), PlaceChange::No),
         ] {
             assert_eq!(now.since(&known), moved, "{now:?}");
         }
@@ -189,15 +189,15 @@ garbage
     #[test]
     fn a_directory_that_is_not_there_yet_lies_where_it_would_be_made() {
         let dir = tempfile::tempdir().unwrap();
-        let there = Place::of(dir.path()).unwrap();
-        let below = Place::of(&dir.path().join("a/b")).unwrap();
-        assert_eq!(below, Place { directory: None, ..there.clone() });
+        let there = MountPlace::of(dir.path()).unwrap();
+        let below = MountPlace::of(&dir.path().join("a/b")).unwrap();
+        assert_eq!(below, MountPlace { directory: None, ..there.clone() });
         assert!(there.directory.is_some() && there.mount.is_some());
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(Place::of(&file.join("below")).is_err());
+        assert!(MountPlace::of(&file.join("below")).is_err());
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
-        assert_eq!(Place::of(&link).unwrap(), there);
+        assert_eq!(MountPlace::of(&link).unwrap(), there);
     }
 }

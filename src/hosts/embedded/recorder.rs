@@ -79,15 +79,15 @@ pub fn install() -> Result<Recorded, InstalledAlready> {
 
 /// The counters that rates use, summed by tenant or sink and by content type over all other labels. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Rated(Arc<Mutex<Table>>);
+pub struct Rated(Arc<Mutex<CounterTable>>);
 
 #[derive(Default)]
-struct Table {
-    by_owner: HashMap<Box<str>, Vec<Slot>>,
+struct CounterTable {
+    by_owner: HashMap<Box<str>, Vec<RatedCounter>>,
     slots: usize,
 }
 
-struct Slot {
+struct RatedCounter {
     number: usize,
     name: &'static str,
     part: Box<str>,
@@ -95,11 +95,11 @@ struct Slot {
 }
 
 /// The value of every counter, by the number of its slot.
-pub type Counts = Vec<u64>;
+pub type CounterValues = Vec<u64>;
 
 impl Rated {
     /// The values of the counters.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> CounterValues {
         let table = self.lock();
         let mut counts = vec![0; table.slots];
         for slot in table.by_owner.values().flatten() {
@@ -111,9 +111,9 @@ impl Rated {
     }
 
     /// Name, tenant or sink, and content type of every counter, with its value in `counts`; 0 if it is younger.
-    pub fn named(&self, counts: &Counts) -> Vec<(String, String, String, u64)> {
+    pub fn named(&self, counts: &CounterValues) -> Vec<(String, String, String, u64)> {
         let table = self.lock();
-        let named = |(owner, slot): (&str, &Slot)| {
+        let named = |(owner, slot): (&str, &RatedCounter)| {
             let count = counts.get(slot.number).copied().unwrap_or(0);
             (slot.name.to_owned(), owner.to_owned(), slot.part.to_string(), count)
         };
@@ -137,13 +137,13 @@ impl Rated {
             return Some(slot.count.clone());
         }
         let count = Arc::new(AtomicU64::new(0));
-        let slot = Slot { number: table.slots, name, part: part.into(), count: count.clone() };
+        let slot = RatedCounter { number: table.slots, name, part: part.into(), count: count.clone() };
         table.slots += 1;
         table.by_owner.entry(owner.into()).or_default().push(slot);
         Some(count)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, CounterTable> {
         self.0.lock()
     }
 }
@@ -235,7 +235,7 @@ mod tests {
             metrics::counter!(names::GAPS_TOTAL, "tenant" => "t1", "content_type" => "DLP.All").increment(1);
             (before, rated.counts())
         });
-        let of = |counts: &Counts| {
+        let of = |counts: &CounterValues| {
             let mut named = rated.named(counts);
             named.sort();
             named

@@ -8,12 +8,12 @@ use tokio::sync::mpsc;
 
 use crate::model::{ContentType, TenantId};
 use crate::source::aside;
-use crate::source::desk::{Counter, Progress};
+use crate::source::backfill_requests::{BackfillProgress, BackfillSender};
 use crate::source::heal;
 
 /// One source of the process.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct RunningSource {
     /// The tenant.
     pub tenant: TenantId,
     /// The content types it reads.
@@ -21,22 +21,22 @@ pub struct Entry {
     /// Its quota; 0 is no limit.
     pub max_requests_per_minute: u32,
     /// Takes requests for back-fills.
-    pub counter: Counter,
+    pub counter: BackfillSender,
     /// Takes requests for ranges that are filled through Microsoft Graph.
-    pub heal: heal::desk::Counter,
+    pub heal: heal::requests::HealSender,
     /// The back-fill that runs.
-    pub backfill: Option<Arc<Progress>>,
+    pub backfill: Option<Arc<BackfillProgress>>,
     /// Takes requests to offer the records it has set aside.
-    pub retries: mpsc::Sender<aside::Ask>,
+    pub retries: mpsc::Sender<aside::RetryRequest>,
 }
 
 /// The sources of the process. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Registry(Arc<Mutex<BTreeMap<String, Entry>>>);
+pub struct Registry(Arc<Mutex<BTreeMap<String, RunningSource>>>);
 
 impl Registry {
     /// Adds a source that is started.
-    pub fn put(&self, name: &str, entry: Entry) {
+    pub fn put(&self, name: &str, entry: RunningSource) {
         self.lock().insert(name.to_owned(), entry);
     }
 
@@ -46,17 +46,17 @@ impl Registry {
     }
 
     /// The sources now.
-    pub fn entries(&self) -> BTreeMap<String, Entry> {
+    pub fn entries(&self) -> BTreeMap<String, RunningSource> {
         self.lock().clone()
     }
 
-    pub(super) fn note_backfill(&self, name: &str, progress: Option<Arc<Progress>>) {
+    pub(super) fn note_backfill(&self, name: &str, progress: Option<Arc<BackfillProgress>>) {
         if let Some(entry) = self.lock().get_mut(name) {
             entry.backfill = progress;
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, RunningSource>> {
         self.0.lock()
     }
 }

@@ -23,7 +23,7 @@ pub struct Selection {
 
 /// The records of a batch for one sink.
 #[derive(Debug, Default)]
-pub(super) struct Share {
+pub(super) struct BatchShare {
     /// The places of its records in the batch; `None`: all of them.
     places: Option<Vec<usize>>,
     /// How many are left out.
@@ -44,8 +44,8 @@ impl Selection {
     }
 
     /// The records of `batch` for this sink.
-    pub(super) fn share(&self, batch: &Batch) -> Share {
-        let mut share = Share::default();
+    pub(super) fn share(&self, batch: &Batch) -> BatchShare {
+        let mut share = BatchShare::default();
         let mut places = Vec::new();
         for (place, record) in batch.records().enumerate() {
             let bytes = record.json.len();
@@ -80,7 +80,7 @@ impl Selection {
     }
 }
 
-impl Share {
+impl BatchShare {
     /// Whether the sink gets no record.
     pub(super) fn is_empty(&self) -> bool {
         self.places.as_ref().is_some_and(Vec::is_empty)

@@ -155,13 +155,13 @@ pub(super) fn write_series<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{self, Kind};
+    use crate::metrics::{self, MetricKind};
 
     fn set(table: &SeriesTable, name: &'static str, labels: &[(&'static str, &str)], value: f64) {
         let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned())).collect();
         let key = Key::from_parts(name, labels);
         match ALL.iter().find(|metric| metric.name == name).unwrap().kind {
-            Kind::Counter => table.counter(&key).unwrap().store(value as u64, Ordering::Relaxed),
+            MetricKind::Counter => table.counter(&key).unwrap().store(value as u64, Ordering::Relaxed),
             _ => table.gauge(&key).unwrap().set(value),
         }
     }

@@ -30,17 +30,17 @@ pub trait BlockingSink: Send + 'static {
 /// It does not use the runtime's blocking pool: a write into a pipe without a reader never returns, and a runtime waits
 /// for its pool when it is dropped. A thread of its own ends with its write or with the process.
 pub struct OwnThread<S> {
-    state: State<S>,
+    state: ThreadState<S>,
     notices: Option<watch::Receiver<Option<String>>>,
 }
 
-enum State<S> {
+enum ThreadState<S> {
     Idle(Option<S>),
-    Running { jobs: SyncSender<Job>, ended: oneshot::Receiver<()>, thread: JoinHandle<()> },
+    Running { jobs: SyncSender<SinkJob>, ended: oneshot::Receiver<()>, thread: JoinHandle<()> },
 }
 
 /// Batches to be written; none: only check the destination.
-struct Job {
+struct SinkJob {
     batches: Vec<Batch>,
     answer: oneshot::Sender<Vec<Written>>,
 }
@@ -48,12 +48,12 @@ struct Job {
 impl<S: BlockingSink> OwnThread<S> {
     /// The thread is started by the first write.
     pub fn new(sink: S) -> Self {
-        Self { notices: sink.notices(), state: State::Idle(Some(sink)) }
+        Self { notices: sink.notices(), state: ThreadState::Idle(Some(sink)) }
     }
 
-    fn start(sink: S) -> std::io::Result<State<S>> {
+    fn start(sink: S) -> std::io::Result<ThreadState<S>> {
         // One job at a time; a second only when the caller of the first gave up on it.
-        let (jobs, todo) = sync_channel::<Job>(1);
+        let (jobs, todo) = sync_channel::<SinkJob>(1);
         let (end, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name("m365-sink".into()).spawn(move || {
             let mut sink = sink;
@@ -70,7 +70,7 @@ impl<S: BlockingSink> OwnThread<S> {
             drop(sink);
             drop(end);
         })?;
-        Ok(State::Running { jobs, ended, thread })
+        Ok(ThreadState::Running { jobs, ended, thread })
     }
 }
 
@@ -93,7 +93,7 @@ impl<S: BlockingSink + Sync> Sink for OwnThread<S> {
     }
 
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
-        if let State::Idle(sink) = &mut self.state
+        if let ThreadState::Idle(sink) = &mut self.state
             && let Some(sink) = sink.take()
         {
             match Self::start(sink) {
@@ -101,11 +101,11 @@ impl<S: BlockingSink + Sync> Sink for OwnThread<S> {
                 Err(e) => return vec![Written::Closed(format!("cannot start a thread: {e}")); batches.len()],
             }
         }
-        let State::Running { jobs, .. } = &self.state else {
+        let ThreadState::Running { jobs, .. } = &self.state else {
             return vec![Written::Closed("the sink's thread could not be started".into()); batches.len()];
         };
         let (answer, answered) = oneshot::channel();
-        match jobs.try_send(Job { batches: batches.to_vec(), answer }) {
+        match jobs.try_send(SinkJob { batches: batches.to_vec(), answer }) {
             Ok(()) => match answered.await {
                 Ok(written) => written,
                 Err(_) => vec![Written::Closed("the sink's thread has ended".into()); batches.len()],
@@ -115,7 +115,9 @@ impl<S: BlockingSink + Sync> Sink for OwnThread<S> {
     }
 
     async fn close(&mut self) {
-        if let State::Running { jobs, ended, thread } = std::mem::replace(&mut self.state, State::Idle(None)) {
+        if let ThreadState::Running { jobs, ended, thread } =
+            std::mem::replace(&mut self.state, ThreadState::Idle(None))
+        {
             drop(jobs);
             let _ = ended.await;
             let _ = thread.join();

@@ -11,15 +11,15 @@ use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::recorder::{Counts, Rated, Recorded};
-use super::registry::{Entry, Registry};
+use super::recorder::{CounterValues, Rated, Recorded};
+use super::registry::{Registry, RunningSource};
 use super::series::{SeriesTable, label};
-use super::{HealthReport, Standing};
+use super::{HealthReport, ReportedHealth};
 use crate::clock::Clock;
 use crate::host::Health;
 use crate::metrics;
 use crate::model::{ContentType, Timestamp, counted};
-use crate::source::backfill::Snapshot;
+use crate::source::backfill::BackfillNumbers;
 use crate::source::hold::waited_for;
 
 /// Counters are sampled this often.
@@ -109,7 +109,7 @@ pub struct Source {
     /// Its streams.
     pub streams: Vec<Stream>,
     /// The back-fill that runs.
-    pub backfill: Option<Snapshot>,
+    pub backfill: Option<BackfillNumbers>,
     /// Routine reads on hold, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Held>,
@@ -288,12 +288,12 @@ impl Recent {
 /// One sample of the metrics: by tenant or sink, then by name and content type (where there is none, state), summed
 /// over the other labels.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Sample(HashMap<String, HashMap<(String, String), f64>>);
+struct MetricSample(HashMap<String, HashMap<(String, String), f64>>);
 
-impl Sample {
+impl MetricSample {
     /// The current value of every series.
     fn of_series(series: &SeriesTable) -> Self {
-        let mut sample = Sample::default();
+        let mut sample = MetricSample::default();
         series.visit(|key, value| {
             let owner = label(key, "tenant").or_else(|| label(key, "sink")).unwrap_or_default();
             let part = label(key, "content_type").or_else(|| label(key, "state")).unwrap_or_default();
@@ -310,8 +310,8 @@ impl Sample {
     }
 
     /// The values of the counters that rates use.
-    fn of_counts(rated: &Rated, counts: &Counts) -> Self {
-        let mut sample = Sample::default();
+    fn of_counts(rated: &Rated, counts: &CounterValues) -> Self {
+        let mut sample = MetricSample::default();
         for (name, owner, part, count) in rated.named(counts) {
             *sample.0.entry(owner).or_default().entry((name, part)).or_default() += count as f64;
         }
@@ -338,7 +338,7 @@ pub struct Monitor {
     recent: Recent,
     clock: Arc<dyn Clock>,
     started: Timestamp,
-    samples: Mutex<VecDeque<(Duration, Counts)>>,
+    samples: Mutex<VecDeque<(Duration, CounterValues)>>,
 }
 
 impl Monitor {
@@ -376,19 +376,19 @@ impl Monitor {
         samples.push_back((self.clock.monotonic(), counts));
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Duration, Counts)>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Duration, CounterValues)>> {
         self.samples.lock()
     }
 
     /// The current status.
     pub fn status(&self, registry: &Registry) -> Status {
-        let now = Sample::of_series(&self.recorded.series);
+        let now = MetricSample::of_series(&self.recorded.series);
         let (since, before) = self.lock().front().cloned().unwrap_or_default();
-        let before = Sample::of_counts(&self.recorded.rated, &before);
+        let before = MetricSample::of_counts(&self.recorded.rated, &before);
         let seconds = self.clock.monotonic().saturating_sub(since).as_secs_f64();
-        let view = View { now: &now, before: &before, seconds };
+        let view = SampleView { now: &now, before: &before, seconds };
         let report = self.report.borrow().clone();
-        let source = |(name, entry): (String, Entry)| {
+        let source = |(name, entry): (String, RunningSource)| {
             let standing = report.sources.get(&name);
             view.source(name, entry, standing, self.clock.now())
         };
@@ -437,7 +437,7 @@ fn held(
     Some(Held { reads, waits_for: Some(content_type.to_string()), complete_until, behind_secs })
 }
 
-fn words(standing: &Standing) -> (&'static str, Option<String>) {
+fn words(standing: &ReportedHealth) -> (&'static str, Option<String>) {
     match &standing.health {
         Health::Healthy => ("healthy", None),
         Health::Degraded { why, .. } => ("degraded", Some(why.clone())),
@@ -446,13 +446,13 @@ fn words(standing: &Standing) -> (&'static str, Option<String>) {
 }
 
 /// Two samples of the metrics.
-struct View<'a> {
-    now: &'a Sample,
-    before: &'a Sample,
+struct SampleView<'a> {
+    now: &'a MetricSample,
+    before: &'a MetricSample,
     seconds: f64,
 }
 
-impl View<'_> {
+impl SampleView<'_> {
     fn per_second(&self, now: f64, before: f64) -> f64 {
         // A counter that decreased belongs to a restarted source.
         if self.seconds < 0.5 { 0.0 } else { (now - before).max(0.0) / self.seconds }
@@ -463,11 +463,11 @@ impl View<'_> {
     }
 
     fn rate(&self, name: &str, owner: &str, part: &str) -> f64 {
-        let of = |sample: &Sample| sample.get(name, owner, part).unwrap_or_default();
+        let of = |sample: &MetricSample| sample.get(name, owner, part).unwrap_or_default();
         self.per_second(of(self.now), of(self.before))
     }
 
-    fn source(&self, name: String, entry: Entry, standing: Option<&Standing>, time: Timestamp) -> Source {
+    fn source(&self, name: String, entry: RunningSource, standing: Option<&ReportedHealth>, time: Timestamp) -> Source {
         let (tenant, now) = (entry.tenant.to_string(), self.now);
         let streams: Vec<Stream> = entry.content_types.iter().map(|t| self.stream(&tenant, t.as_str())).collect();
         let complete = entry.content_types.iter().zip(&streams).map(|(t, s)| (*t, s.complete_until));
@@ -497,7 +497,7 @@ impl View<'_> {
         }
     }
 
-    fn sink(&self, name: &str, standing: &Standing) -> Sink {
+    fn sink(&self, name: &str, standing: &ReportedHealth) -> Sink {
         let (state, reason) = words(standing);
         Sink {
             name: name.to_owned(),
@@ -544,7 +544,7 @@ mod tests {
     use ::metrics::{Key, Label};
     use std::sync::atomic::Ordering;
 
-    fn table(lines: &[(&'static str, &str, f64)]) -> Sample {
+    fn table(lines: &[(&'static str, &str, f64)]) -> MetricSample {
         let table = SeriesTable::default();
         for (name, labels, value) in lines {
             let labels = labels.split(' ').filter_map(|label| label.split_once('='));
@@ -552,11 +552,11 @@ mod tests {
                 labels.map(|(name, value)| Label::new(name.to_owned(), value.to_owned())).collect();
             let key = Key::from_parts(*name, labels);
             match metrics::ALL.iter().find(|metric| metric.name == *name).unwrap().kind {
-                metrics::Kind::Counter => table.counter(&key).unwrap().store(*value as u64, Ordering::Relaxed),
+                metrics::MetricKind::Counter => table.counter(&key).unwrap().store(*value as u64, Ordering::Relaxed),
                 _ => table.gauge(&key).unwrap().set(*value),
             }
         }
-        Sample::of_series(&table)
+        MetricSample::of_series(&table)
     }
 
     #[test]
@@ -590,7 +590,7 @@ mod tests {
             (metrics::SINK_RECORDS_TOTAL, "sink=out", 60.0),
         ]);
         let before = table(&[(metrics::EVENTS_TOTAL, STREAM, 60.0)]);
-        let view = View { now: &now, before: &before, seconds: 30.0 };
+        let view = SampleView { now: &now, before: &before, seconds: 30.0 };
         let stream = view.stream("t1", "Audit.Exchange");
         assert_eq!((stream.events, stream.events_per_sec, stream.lost), (120, 2.0, 2));
         assert_eq!(stream.expiry_secs, None, "nothing is pending");

@@ -9,7 +9,7 @@ use super::completeness::Bars;
 use super::status::{Sink, Source, Status};
 use crate::model::{Timestamp, counted, slug_of};
 use crate::receipts::merkle::sha256;
-use crate::report::markup::Page;
+use crate::report::markup::HtmlPage;
 use crate::report::model::SegmentState;
 use crate::report::notes::OF_CONTENT;
 use crate::report::svg::{self, Scale};
@@ -19,7 +19,7 @@ const STYLE: &str = include_str!("status.css");
 const RECENT_SHOWN: usize = 12;
 
 /// The inputs of a page.
-pub struct Shown<'a> {
+pub struct StatusView<'a> {
     /// The status of the process.
     pub status: &'a Status,
     /// How completely tenants were read.
@@ -40,7 +40,7 @@ pub fn policy() -> String {
 
 /// A page that lists the paths served.
 pub fn index(version: &str) -> String {
-    let mut page = Page::default();
+    let mut page = HtmlPage::default();
     head(&mut page, &format!("m365-audit {version}"), None);
     page.ours(
         "<main>\n<h1>m365-audit</h1>\n<ul>\n\
@@ -57,11 +57,11 @@ pub fn index(version: &str) -> String {
 }
 
 /// The page.
-pub fn page(shown: &Shown<'_>) -> String {
+pub fn page(shown: &StatusView<'_>) -> String {
     let status = shown.status;
     let mut sources: Vec<&Source> = status.sources.iter().collect();
     sources.sort_by_key(|source| (source.rank(), source.troubles().is_empty()));
-    let mut page = Page::default();
+    let mut page = HtmlPage::default();
     let title = format!("{}: {}", sum(&sources), status.state);
     head(&mut page, &title, shown.every);
     svg::patterns(&mut page);
@@ -83,7 +83,7 @@ pub fn page(shown: &Shown<'_>) -> String {
     page.into_text()
 }
 
-fn head(page: &mut Page, title: &str, every: Option<u32>) {
+fn head(page: &mut HtmlPage, title: &str, every: Option<u32>) {
     page.ours("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
     page.begin("meta", &[("http-equiv", "Content-Security-Policy"), ("content", &policy_of_a_page())]);
     page.ours(
@@ -114,7 +114,7 @@ fn sum(sources: &[&Source]) -> String {
     format!("{}: {}", counted(sources.len() as u64, "tenant"), states.join(", "))
 }
 
-fn process(page: &mut Page, status: &Status, every: Option<u32>) {
+fn process(page: &mut HtmlPage, status: &Status, every: Option<u32>) {
     let process = &status.process;
     let up = span(process.now.duration_since(process.started).as_secs_f64());
     let events: f64 = status.sources.iter().flat_map(|s| &s.streams).map(|stream| stream.events_per_sec).sum();
@@ -140,7 +140,7 @@ fn process(page: &mut Page, status: &Status, every: Option<u32>) {
     }
 }
 
-fn tenants(page: &mut Page, shown: &Shown<'_>, sources: &[&Source]) {
+fn tenants(page: &mut HtmlPage, shown: &StatusView<'_>, sources: &[&Source]) {
     let scale = Scale::new(shown.bars.from, shown.bars.to);
     page.ours(
         "<section aria-labelledby=\"tenants\">\n<h2 id=\"tenants\" tabindex=\"-1\">Tenants</h2>\n\
@@ -174,7 +174,7 @@ fn state_of(state: &str) -> (&'static str, &'static str) {
     }
 }
 
-fn tenant(page: &mut Page, shown: &Shown<'_>, scale: Scale, source: &Source) {
+fn tenant(page: &mut HtmlPage, shown: &StatusView<'_>, scale: Scale, source: &Source) {
     let (word, class) = state_of(&source.state);
     page.begin("tr", &[("class", class)]);
     page.element("td", &[("class", "state")], word);
@@ -211,7 +211,7 @@ fn tenant(page: &mut Page, shown: &Shown<'_>, scale: Scale, source: &Source) {
 }
 
 /// A reason whose slug leads to its page; the remedy is collapsed.
-fn reason(page: &mut Page, text: &str, docs_url: &str) {
+fn reason(page: &mut HtmlPage, text: &str, docs_url: &str) {
     let (text, hint) = match text.split_once(" (hint: ") {
         Some((text, hint)) => (text, Some(hint.trim_end_matches(')'))),
         None => (text, None),
@@ -233,7 +233,7 @@ fn reason(page: &mut Page, text: &str, docs_url: &str) {
     }
 }
 
-fn sinks(page: &mut Page, status: &Status, docs_url: &str) {
+fn sinks(page: &mut HtmlPage, status: &Status, docs_url: &str) {
     page.ours(
         "<section aria-labelledby=\"sinks\">\n<h2 id=\"sinks\">Sinks</h2>\n<div class=\"wide\" role=\"region\" tabindex=\"0\" \
          aria-labelledby=\"sinks\">\n<table>\n<thead><tr><th scope=\"col\">state</th><th scope=\"col\">sink</th>\
@@ -260,7 +260,7 @@ fn sinks(page: &mut Page, status: &Status, docs_url: &str) {
     page.ours("</tbody></table></div>\n</section>\n");
 }
 
-fn recent(page: &mut Page, status: &Status) {
+fn recent(page: &mut HtmlPage, status: &Status) {
     page.ours("<section aria-labelledby=\"recent\">\n<h2 id=\"recent\">Last warnings and errors, newest first</h2>\n");
     if status.recent.is_empty() {
         page.ours("<p>None.</p>\n</section>\n");

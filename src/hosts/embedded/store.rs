@@ -34,7 +34,7 @@ pub use self::error::StoreError;
 use self::error::{NO_LOCKS, NO_SHARED_MEMORY, NO_SYNC, holder};
 pub(crate) use self::writer::sum;
 pub use self::writer::{LOST_HINT, MOUNT_HINT, REMOVED_HINT, REPLACED_HINT};
-use self::writer::{Shared, Task, Writer, state_error};
+use self::writer::{StateWriter, StoreSignals, Task, state_error};
 use super::place::file_system_of;
 use crate::clock::Clock;
 use crate::delivery::LOOK_EVERY;
@@ -84,9 +84,9 @@ const IOERR_SHARED_MEMORY: [i32; 2] = [4618, 5386];
 /// The embedded state store. Dropping it waits for the commit in progress, folds the log back and releases the lock.
 #[derive(Debug)]
 pub struct SqliteStore {
-    writer: Option<Worker<Task>>,
-    reader: Option<Worker<ReadRequest>>,
-    shared: Arc<Shared>,
+    writer: Option<StoreThread<Task>>,
+    reader: Option<StoreThread<ReadRequest>>,
+    shared: Arc<StoreSignals>,
     is_new: bool,
 }
 
@@ -96,7 +96,7 @@ const END_WAIT: Duration = Duration::from_secs(3);
 
 /// A thread and the bounded queue it drains; it ends when the queue closes.
 #[derive(Debug)]
-struct Worker<T> {
+struct StoreThread<T> {
     queue: mpsc::Sender<T>,
     thread: JoinHandle<()>,
     /// Closes when the thread ends.
@@ -144,11 +144,11 @@ impl SqliteStore {
         tighten(&path);
         let connection = open_writer(&path).map_err(|e| opened_error(&path, &e))?;
         try_to_write(&connection).map_err(|e| opened_error(&path, &e))?;
-        let shared = Arc::new(Shared { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
+        let shared = Arc::new(StoreSignals { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
         let reader = spawn_reader(&path, shared.clone())?;
-        let mut writer = Writer::new(connection, &path, shared.clone(), lock);
+        let mut writer = StateWriter::new(connection, &path, shared.clone(), lock);
         if is_new && was_used {
-            writer.tell(format!(
+            writer.report_repair(format!(
                 "state-lost: `{}` was used before (its `{LOCK_FILE}` is there) and had no state: a first run begins (hint: {LOST_HINT})",
                 data_dir.display()
             ));
@@ -227,7 +227,7 @@ impl SqliteStore {
             other => other,
         };
         inspect(&path).map_err(readable)?;
-        let shared = Arc::new(Shared { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
+        let shared = Arc::new(StoreSignals { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
         let reader = spawn_reader(&path, shared.clone()).map_err(readable)?;
         Ok(Self { writer: None, reader: Some(reader), shared, is_new: false })
     }
@@ -283,7 +283,7 @@ impl Drop for SqliteStore {
     }
 }
 
-impl<T> Worker<T> {
+impl<T> StoreThread<T> {
     /// Closes the queue and waits until the thread has answered what was in it, or [`END_WAIT`].
     fn finish(self) {
         drop(self.queue);
@@ -304,7 +304,7 @@ fn spawn<T: Send + 'static>(
     path: &Path,
     queued_max: usize,
     run: impl FnOnce(mpsc::Receiver<T>) + Send + 'static,
-) -> Result<Worker<T>, StoreError> {
+) -> Result<StoreThread<T>, StoreError> {
     let (queue, queued) = mpsc::channel(queued_max);
     let (end, ended) = std::sync::mpsc::channel::<()>();
     let thread = thread::Builder::new()
@@ -314,7 +314,7 @@ fn spawn<T: Send + 'static>(
             drop(end);
         })
         .map_err(|e| StoreError::NotWritable { path: path.to_owned(), why: format!("cannot start a thread: {e}") })?;
-    Ok(Worker { queue, thread, ended: Mutex::new(ended) })
+    Ok(StoreThread { queue, thread, ended: Mutex::new(ended) })
 }
 
 // ---------------------------------------------------------------------------------------------- opening
@@ -647,7 +647,7 @@ fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
         return Err(rusqlite::Error::SqliteFailure(error, Some(format!("the journal stays in mode `{mode}`"))));
     }
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // A safety net only: `Writer::fold` does this after the answers are sent.
+    // A safety net only: `StateWriter::fold` does this after the answers are sent.
     connection.pragma_update_and_check(None, "wal_autocheckpoint", 8192, |_| Ok(()))?;
     // After a burst (held bodies) the log shrinks again.
     connection.pragma_update_and_check(None, "journal_size_limit", CHECKPOINT_EVERY_BYTES as i64, |_| Ok(()))?;
@@ -709,7 +709,7 @@ fn is_full(error: &rusqlite::Error) -> bool {
 
 // ---------------------------------------------------------------------------------------------- reading
 
-fn spawn_reader(path: &Path, shared: Arc<Shared>) -> Result<Worker<ReadRequest>, StoreError> {
+fn spawn_reader(path: &Path, shared: Arc<StoreSignals>) -> Result<StoreThread<ReadRequest>, StoreError> {
     let mut connection = open_reader(path).map_err(|e| sqlite_error(path, &e))?;
     let mut written_anew = shared.written_anew.load(Ordering::Acquire);
     let path = path.to_owned();
@@ -970,8 +970,8 @@ mod tests {
         drop(store);
         let connection = open_writer(&dir.path().join(STATE_FILE)).unwrap();
         let lock = lock(dir.path()).unwrap();
-        let shared = Arc::new(Shared { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
-        let mut writer = Writer::new(connection, &dir.path().join(STATE_FILE), shared, lock);
+        let shared = Arc::new(StoreSignals { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
+        let mut writer = StateWriter::new(connection, &dir.path().join(STATE_FILE), shared, lock);
         let results = writer.commit_all(&[
             vec![put("a", "1", Expected::Absent)],
             vec![put("b", "1", Expected::Any), put("a", "2", Expected::Absent)],

@@ -17,15 +17,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::hosts::embedded::notebook::Page;
-use crate::hosts::embedded::place::Place;
+use crate::hosts::embedded::notebook::NotebookPage;
+use crate::hosts::embedded::place::MountPlace;
 use crate::metrics::SINK_FILE_CUT_TOTAL;
 use crate::model::Timestamp;
 
 /// Bytes at the end of the file whose checksum is remembered.
 const TAIL_BYTES: usize = 256;
 /// How long health reports a truncated file: long enough for the next working day to begin.
-const TOLD_FOR: SignedDuration = SignedDuration::from_hours(24);
+const REPORTED_FOR: SignedDuration = SignedDuration::from_hours(24);
 /// Links followed in a chain; the system follows 40.
 const LINKS_MAX: usize = 40;
 /// Format of the page; one of a newer build is not read.
@@ -37,7 +37,7 @@ pub struct Memory {
     /// The sink's name in the configuration.
     pub sink: String,
     /// Its page.
-    pub page: Page,
+    pub page: NotebookPage,
     /// For the time at which a loss was found.
     pub clock: Arc<dyn Clock>,
     /// Whether this run created the state, which then knows nothing about records already in the file.
@@ -46,12 +46,12 @@ pub struct Memory {
 
 /// The stored data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Known {
+struct FileMemory {
     format: u32,
     /// The configured path; a sink with another path starts again.
     path: PathBuf,
     /// The file; `None` when this sink renamed it and has not written another yet.
-    file: Option<Identity>,
+    file: Option<FileIdentity>,
     /// Its length after the last sync.
     length: u64,
     /// How many of its last bytes `sum` covers.
@@ -59,20 +59,20 @@ struct Known {
     /// BLAKE3, hexadecimal.
     sum: String,
     /// Where its directory lay; `None` before the first write.
-    place: Option<Place>,
+    place: Option<MountPlace>,
     /// The last loss found.
-    found: Option<Found>,
+    found: Option<RecordedLoss>,
 }
 
 /// Which file it is. The system reuses a free inode for another file, whose creation time then differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
+struct FileIdentity {
     inode: u64,
     /// Nanoseconds; `None` if the file system has no creation time.
     born: Option<u64>,
 }
 
-impl Identity {
+impl FileIdentity {
     /// No file has it.
     const GONE: Self = Self { inode: u64::MAX, born: None };
 
@@ -92,7 +92,7 @@ impl Identity {
 
 /// A loss that was found, and is reported for a limited time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Found {
+struct RecordedLoss {
     at: Timestamp,
     what: String,
 }
@@ -115,23 +115,23 @@ pub(super) enum Differs {
 }
 
 /// The memory of one sink, and its reports.
-pub(super) struct Remembered {
+pub(super) struct SinkFileMemory {
     path: PathBuf,
     memory: Option<Memory>,
-    known: Option<Known>,
+    known: Option<FileMemory>,
     /// The fault that the last check found, which may end with the next.
     passing: Option<String>,
     notices: watch::Sender<Option<String>>,
 }
 
-impl Remembered {
+impl SinkFileMemory {
     pub(super) fn new(path: &Path, memory: Option<Memory>) -> Self {
         let page = memory.as_ref().and_then(|memory| memory.page.read());
-        let known: Option<Known> = page.and_then(|page| serde_json::from_slice(&page).ok());
+        let known: Option<FileMemory> = page.and_then(|page| serde_json::from_slice(&page).ok());
         let known = known.filter(|known| known.format <= FORMAT && known.path == path);
         let remembered =
             Self { path: path.to_owned(), memory, known, passing: None, notices: watch::Sender::new(None) };
-        remembered.tell();
+        remembered.publish_notice();
         remembered
     }
 
@@ -140,7 +140,7 @@ impl Remembered {
     }
 
     /// The place of the file when it was last written.
-    pub(super) fn place(&self) -> Option<&Place> {
+    pub(super) fn place(&self) -> Option<&MountPlace> {
         self.known.as_ref()?.place.as_ref()
     }
 
@@ -148,7 +148,7 @@ impl Remembered {
     pub(super) fn written(&mut self, file: &Metadata, length: u64, last: &[u8]) {
         let tail = last.len().saturating_sub(TAIL_BYTES);
         let last = last.get(tail..).unwrap_or_default();
-        self.remember(Some(Identity::of(file)), length, last);
+        self.remember(Some(FileIdentity::of(file)), length, last);
         if self.known.as_ref().is_some_and(|known| known.place.is_none()) {
             self.lies_at(place_of(&self.path).ok());
         }
@@ -162,13 +162,13 @@ impl Remembered {
         let tail = length.min(TAIL_BYTES as u64);
         let mut last = vec![0; tail as usize];
         file.read_exact_at(&mut last, length - tail)?;
-        self.remember(Some(Identity::of(&metadata)), length, &last);
+        self.remember(Some(FileIdentity::of(&metadata)), length, &last);
         Ok(())
     }
 
-    fn remember(&mut self, file: Option<Identity>, length: u64, last: &[u8]) {
+    fn remember(&mut self, file: Option<FileIdentity>, length: u64, last: &[u8]) {
         let path = &self.path;
-        let known = self.known.get_or_insert_with(|| Known {
+        let known = self.known.get_or_insert_with(|| FileMemory {
             format: FORMAT,
             path: path.clone(),
             file,
@@ -194,12 +194,12 @@ impl Remembered {
     /// Records that the file was removed or replaced: the file there now is another one, whatever its inode.
     pub(super) fn is_gone(&mut self) {
         if let Some(known) = &mut self.known {
-            known.file = Some(Identity::GONE);
+            known.file = Some(FileIdentity::GONE);
         }
     }
 
     /// Sets the place of the file's directory.
-    pub(super) fn lies_at(&mut self, place: Option<Place>) {
+    pub(super) fn lies_at(&mut self, place: Option<MountPlace>) {
         if let (Some(known), Some(place)) = (&mut self.known, place) {
             known.place = Some(place);
         }
@@ -211,7 +211,7 @@ impl Remembered {
         let metadata = file.metadata()?;
         // Another file need not contain this sink's records: the old one was renamed, or moved away by its reader.
         let Some(left) = known.file else { return Ok(Differs::No) };
-        if left != Identity::of(&metadata) && (metadata.len() == 0 || left.is_in(&real_directory_of(&self.path))) {
+        if left != FileIdentity::of(&metadata) && (metadata.len() == 0 || left.is_in(&real_directory_of(&self.path))) {
             return Ok(Differs::No);
         }
         let was = known.length;
@@ -280,9 +280,9 @@ impl Remembered {
             self.remember(None, 0, &[]);
         }
         if let Some(known) = &mut self.known {
-            known.found = Some(Found { at, what });
+            known.found = Some(RecordedLoss { at, what });
         }
-        self.tell();
+        self.publish_notice();
     }
 
     /// Sets the current fault, which lasts as long as the next check finds it.
@@ -291,21 +291,21 @@ impl Remembered {
             tracing::warn!("{what}");
         }
         self.passing = what;
-        self.tell();
+        self.publish_notice();
     }
 
-    fn tell(&self) {
+    fn publish_notice(&self) {
         let found = self.known.as_ref().and_then(|known| known.found.as_ref());
-        let is_fresh = |found: &&Found| {
+        let is_fresh = |found: &&RecordedLoss| {
             let now = self.memory.as_ref().map_or(found.at, |memory| memory.clock.now());
-            now.duration_since(found.at) < TOLD_FOR
+            now.duration_since(found.at) < REPORTED_FOR
         };
         let found = found.filter(is_fresh).map(|found| format!("{}; found {}, told for a day", found.what, found.at));
-        let told: Vec<&str> = self.passing.iter().chain(&found).map(String::as_str).collect();
-        let told = (!told.is_empty()).then(|| told.join("; "));
+        let reported: Vec<&str> = self.passing.iter().chain(&found).map(String::as_str).collect();
+        let reported = (!reported.is_empty()).then(|| reported.join("; "));
         self.notices.send_if_modified(|known| {
-            let is_other = *known != told;
-            *known = told;
+            let is_other = *known != reported;
+            *known = reported;
             is_other
         });
     }
@@ -331,8 +331,8 @@ pub const NEW_STATE_HINT: &str = "if that is not meant, stop, bring the state ba
 
 /// The place of the directory that a file is in, with links of the file resolved: the sink writes through a link onto a
 /// mount, and would create a file beneath it when the mount vanished.
-pub(super) fn place_of(path: &Path) -> io::Result<Place> {
-    Place::of(&real_directory_of(path))
+pub(super) fn place_of(path: &Path) -> io::Result<MountPlace> {
+    MountPlace::of(&real_directory_of(path))
 }
 
 fn real_directory_of(path: &Path) -> PathBuf {
@@ -378,14 +378,14 @@ mod tests {
     }
 
     /// A sink's file and the data that outlives the sink.
-    struct Place {
+    struct TestSink {
         dir: tempfile::TempDir,
         book: Notebook,
         clock: Arc<TestClock>,
         is_new: bool,
     }
 
-    impl Place {
+    impl TestSink {
         fn new() -> Self {
             let clock = Arc::new(TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
             Self { dir: tempfile::tempdir().unwrap(), book: Notebook::default(), clock, is_new: false }
@@ -418,7 +418,7 @@ mod tests {
             assert_eq!(notice(&sink), None);
         }
 
-        fn page(&self) -> Known {
+        fn page(&self) -> FileMemory {
             serde_json::from_slice(&self.book.page("out").read().unwrap()).unwrap()
         }
     }
@@ -440,7 +440,7 @@ mod tests {
     }
 
     /// A change of the file, and whether it loses records.
-    type Case = (&'static str, fn(&Place), Option<&'static str>);
+    type Case = (&'static str, fn(&TestSink), Option<&'static str>);
 
     const CASES: &[Case] = &[
         ("nothing", |_| {}, None),
@@ -512,7 +512,7 @@ mod tests {
     #[test]
     fn a_file_that_lost_records_is_told_at_the_next_start_and_one_that_was_rotated_is_not() {
         for (what, done, expected) in CASES {
-            let place = Place::new();
+            let place = TestSink::new();
             place.written();
             done(&place);
             let mut sink = place.open();
@@ -531,7 +531,7 @@ mod tests {
     #[test]
     fn a_file_that_lost_records_is_told_while_running_by_the_next_write() {
         for (what, done, expected) in CASES {
-            let place = Place::new();
+            let place = TestSink::new();
             let mut sink = place.open();
             for n in 0..10 {
                 write(&mut sink, &format!("{{\"n\":{n}}}"));
@@ -549,7 +549,7 @@ mod tests {
     fn a_cut_is_counted_once() {
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         metrics::with_local_recorder(&recorder, || {
-            let place = Place::new();
+            let place = TestSink::new();
             place.written();
             cut(&place.path(), 20);
             let mut sink = place.open();
@@ -564,16 +564,16 @@ mod tests {
 
     #[test]
     fn a_quiet_sink_looks_at_its_file_and_says_what_it_finds() {
-        let place = Place::new();
+        let place = TestSink::new();
         let mut sink = place.open();
         write(&mut sink, "{\"n\":1}");
         sink.look();
         assert_eq!(notice(&sink), None);
         cut(&place.path(), 0);
         sink.look();
-        let told = notice(&sink).unwrap();
-        assert!(told.contains("sink-file-shorter") && told.contains("8 bytes then, 0 now"), "{told}");
-        assert!(told.contains("copytruncate") && told.contains("backfill"), "{told}");
+        let reported = notice(&sink).unwrap();
+        assert!(reported.contains("sink-file-shorter") && reported.contains("8 bytes then, 0 now"), "{reported}");
+        assert!(reported.contains("copytruncate") && reported.contains("backfill"), "{reported}");
         // A check creates nothing and keeps reporting until the file is as expected.
         fs::remove_file(place.path()).unwrap();
         sink.look();
@@ -589,7 +589,7 @@ mod tests {
 
     #[test]
     fn a_file_that_was_cut_and_grew_past_its_old_length_is_told() {
-        let place = Place::new();
+        let place = TestSink::new();
         place.written();
         cut(&place.path(), 0);
         fs::write(place.path(), "{\"by\":\"another\"}\n".repeat(40)).unwrap();
@@ -598,7 +598,7 @@ mod tests {
 
     #[test]
     fn our_own_rotation_is_no_loss_also_when_it_was_the_last_thing_done() {
-        let place = Place::new();
+        let place = TestSink::new();
         let rotation =
             || super::super::Rotation { bytes: Some(8), age: None, keep: Some(1), clock: place.clock.clone() };
         for _ in 0..3 {
@@ -612,13 +612,13 @@ mod tests {
 
     #[test]
     fn a_new_state_beside_records_is_told_and_beside_none_is_not() {
-        let mut place = Place::new();
+        let mut place = TestSink::new();
         place.is_new = true;
         assert_eq!(notice(&place.open()), None, "a first run");
         place.book = Notebook::default();
         fs::write(place.path(), "{\"Id\":\"1\"}\n").unwrap();
-        let told = notice(&place.open()).unwrap();
-        assert!(told.starts_with("state-new-beside-records:") && told.contains("11 bytes"), "{told}");
+        let reported = notice(&place.open()).unwrap();
+        assert!(reported.starts_with("state-new-beside-records:") && reported.contains("11 bytes"), "{reported}");
         place.is_new = false;
         assert_eq!(slug(notice(&place.open())).as_deref(), Some("state-new-beside-records"), "for a day");
         place.book = Notebook::default();
@@ -627,15 +627,15 @@ mod tests {
 
     #[test]
     fn nothing_is_written_beneath_a_mount_that_went_away_without_a_word() {
-        let place = Place::new();
+        let place = TestSink::new();
         place.written();
         let length = fs::metadata(place.path()).unwrap().len();
         // As if the file had been on a mount that is now gone: only the directory beneath is there.
-        let mount = |place: &Place, file: Option<&str>| {
+        let mount = |place: &TestSink, file: Option<&str>| {
             let mut known = place.page();
             let directory = Some((1, 1));
             let mount = Some(place.dir.path().to_owned());
-            known.place = Some(crate::hosts::embedded::place::Place { directory, mount });
+            known.place = Some(crate::hosts::embedded::place::MountPlace { directory, mount });
             place.book.page("out").write(serde_json::to_vec(&known).unwrap().into());
             fs::remove_file(place.path()).unwrap();
             if let Some(text) = file {
@@ -645,8 +645,11 @@ mod tests {
         for file in [None, Some("{\"left\":\"beneath by an older build\"}\n")] {
             mount(&place, file);
             let mut sink = place.open();
-            let told = notice(&sink).unwrap();
-            assert!(told.starts_with("sink-file-mount-gone:") && told.contains("install -D -m 600"), "{told}");
+            let reported = notice(&sink).unwrap();
+            assert!(
+                reported.starts_with("sink-file-mount-gone:") && reported.contains("install -D -m 600"),
+                "{reported}"
+            );
             let refused = sink.write(&[batch(&["1"])]);
             assert!(matches!(&refused[..], [Written::Refused { why, .. }] if why.contains("mount `")), "{refused:?}");
             sink.look();
@@ -664,7 +667,7 @@ mod tests {
 
     #[test]
     fn a_link_in_the_place_of_the_file_is_followed_to_where_it_lies() {
-        let place = Place::new();
+        let place = TestSink::new();
         let real = place.at("real");
         fs::create_dir(&real).unwrap();
         std::os::unix::fs::symlink("real/there.ndjson", place.at("second")).unwrap();
@@ -682,14 +685,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_known_of_a_file_is_stored_with_the_commit_after_its_write() {
-        let place = Place::new();
+        let place = TestSink::new();
         let memory = Arc::new(MemoryStore::new());
         let store = place.book.kept_in(memory.clone());
         let mut sink = place.open();
         write(&mut sink, "{\"n\":1}");
         assert!(memory.entries().is_empty(), "no commit of its own");
         store.commit(Vec::new()).await.unwrap();
-        let known: Known = serde_json::from_slice(&memory.entries()["m365_audit_sinks/v1/out"]).unwrap();
-        assert_eq!((known.length, known.file), (8, Some(Identity::of(&fs::metadata(place.path()).unwrap()))));
+        let known: FileMemory = serde_json::from_slice(&memory.entries()["m365_audit_sinks/v1/out"]).unwrap();
+        assert_eq!((known.length, known.file), (8, Some(FileIdentity::of(&fs::metadata(place.path()).unwrap()))));
     }
 }

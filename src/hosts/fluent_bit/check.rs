@@ -1,7 +1,7 @@
 //! Checks a configuration of Fluent Bit against the properties that the input `m365_audit` takes, and for settings that
 //! lose records in a crash.
 //!
-//! Values are read by [`Settings`], as the plugin reads them. A setting that ends Fluent Bit's start, or that the
+//! Values are read by [`PluginSettings`], as the plugin reads them. A setting that ends Fluent Bit's start, or that the
 //! plugin never gets, is a problem; one that works but can lose records is a warning. It opens no connection. Of the
 //! files that the configuration names it reads only `config_file` and those of secrets, as at a start. It never shows
 //! the value of a variable.
@@ -12,12 +12,12 @@ use std::path::Path;
 
 use super::file::{Configuration, Finding, Property, PropertyValue, Section};
 use super::names::{self, Meant};
-use super::settings::{Complaint, Properties, Settings};
+use super::settings::{Complaint, PluginSettings, Properties};
 use crate::config::SOURCE_TYPE;
 
 /// The result of the check.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct ConfigReport {
     /// Faults that must be fixed.
     pub problems: Vec<Finding>,
     /// Settings that should be reviewed.
@@ -33,11 +33,11 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 ///
 /// # Errors
 /// The file itself cannot be read.
-pub fn check(path: &Path, environment: Environment<'_>) -> io::Result<Report> {
+pub fn check(path: &Path, environment: Environment<'_>) -> io::Result<ConfigReport> {
     let mut configuration = Configuration::read(path)?;
     let problems = std::mem::take(&mut configuration.problems);
-    let check = Check { configuration: &configuration, environment };
-    let mut report = Report { problems, ..Report::default() };
+    let check = ConfigCheck { configuration: &configuration, environment };
+    let mut report = ConfigReport { problems, ..ConfigReport::default() };
     let ours = check.ours(&mut report);
     if let Some((first, others)) = ours.split_first() {
         check.properties(first, &mut report);
@@ -60,12 +60,12 @@ pub fn check(path: &Path, environment: Environment<'_>) -> io::Result<Report> {
     Ok(report)
 }
 
-struct Check<'a> {
+struct ConfigCheck<'a> {
     configuration: &'a Configuration,
     environment: Environment<'a>,
 }
 
-impl Check<'_> {
+impl ConfigCheck<'_> {
     fn replaced(&self, text: &str) -> String {
         self.configuration.replace(text, self.environment).text
     }
@@ -81,7 +81,7 @@ impl Check<'_> {
     }
 
     /// The inputs of this plugin.
-    fn ours(&self, report: &mut Report) -> Vec<&Section> {
+    fn ours(&self, report: &mut ConfigReport) -> Vec<&Section> {
         let mut ours = Vec::new();
         let mut nearly = false;
         for input in &self.configuration.inputs {
@@ -111,7 +111,7 @@ impl Check<'_> {
     }
 
     /// Checks names and values of such an input.
-    fn properties(&self, input: &Section, report: &mut Report) {
+    fn properties(&self, input: &Section, report: &mut ConfigReport) {
         let mut values: HashMap<&str, (String, &Property)> = HashMap::new();
         let mut unset: Vec<&str> = Vec::new();
         for property in &input.properties {
@@ -147,7 +147,7 @@ impl Check<'_> {
             let PropertyValue::Text(text) = &property.value else { return None };
             text.contains("${").then(|| text.clone())
         };
-        let read = Settings::read(Properties {
+        let read = PluginSettings::read(Properties {
             value: &|name| values.get(name).map(|(text, _)| text.clone()).filter(|text| !text.is_empty()),
             written: &written,
             in_flight_bytes_min: &|_| 0,
@@ -167,7 +167,7 @@ impl Check<'_> {
     }
 
     /// The text that Fluent Bit passes to the plugin, if it does.
-    fn text_of<'p>(&self, property: &'p Property, is_ours: bool, report: &mut Report) -> Option<&'p str> {
+    fn text_of<'p>(&self, property: &'p Property, is_ours: bool, report: &mut ConfigReport) -> Option<&'p str> {
         match &property.value {
             PropertyValue::Text(text) => Some(text),
             PropertyValue::List(texts) if texts.len() < 2 => texts.first().map(String::as_str),
@@ -194,7 +194,7 @@ impl Check<'_> {
     }
 
     /// Checks whether the input's records survive a crash.
-    fn storage(&self, input: &Section, report: &mut Report) {
+    fn storage(&self, input: &Section, report: &mut ConfigReport) {
         let inherited = self.service("storage.inherit").is_some_and(|(text, _)| switch(&text) == Some(true));
         let written = self.value(input, "storage.type");
         let of_the_service = || self.service("storage.type").map(|(text, _)| text).filter(|_| inherited);
@@ -250,7 +250,7 @@ impl Check<'_> {
     }
 
     /// Checks whether the input's records are delivered.
-    fn outputs(&self, input: &Section, report: &mut Report) {
+    fn outputs(&self, input: &Section, report: &mut ConfigReport) {
         let tag = self.value(input, "tag").unwrap_or_else(|| format!("{SOURCE_TYPE}.0"));
         for output in &self.configuration.outputs {
             let takes = match self.value(output, "match") {
@@ -292,7 +292,7 @@ impl Check<'_> {
     }
 
     /// Whether the library is loaded.
-    fn plugins(&self, report: &mut Report) {
+    fn plugins(&self, report: &mut ConfigReport) {
         let configuration = self.configuration;
         for place in &configuration.plugins_sections {
             let what = "Fluent Bit does not read `[PLUGINS]` in this file";
@@ -374,7 +374,7 @@ mod tests {
         }
     }
 
-    fn report(name: &str, text: &str) -> Report {
+    fn report(name: &str, text: &str) -> ConfigReport {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();

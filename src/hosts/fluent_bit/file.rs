@@ -153,7 +153,7 @@ impl Configuration {
         let text = read_text(path)?;
         let is_yaml =
             path.extension().is_some_and(|end| end.eq_ignore_ascii_case("yaml") || end.eq_ignore_ascii_case("yml"));
-        let mut reader = Reader { root: folder_of(path), opened: HashSet::new(), configuration: Self::default() };
+        let mut reader = ConfigReader { root: folder_of(path), opened: HashSet::new(), configuration: Self::default() };
         reader.opened.insert(fs::canonicalize(path)?);
         if is_yaml {
             reader.yaml(path, &text);
@@ -190,14 +190,14 @@ impl Configuration {
     }
 }
 
-struct Reader {
+struct ConfigReader {
     /// The folder of the first file.
     root: PathBuf,
     opened: HashSet<PathBuf>,
     configuration: Configuration,
 }
 
-impl Reader {
+impl ConfigReader {
     fn refuse(&mut self, place: &Place, what: impl Into<String>) {
         self.configuration.problems.push(Finding::at(place, what));
     }
@@ -366,7 +366,7 @@ impl Reader {
         }
         for document in documents {
             match document.kind {
-                Kind::Map(sections) => sections.into_iter().for_each(|entry| self.yaml_section(path, &file, entry)),
+                NodeKind::Map(sections) => sections.into_iter().for_each(|entry| self.yaml_section(path, &file, entry)),
                 _ => self.refuse(
                     &Place { file: file.clone(), line: document.line },
                     "expected sections such as `pipeline:`",
@@ -375,19 +375,19 @@ impl Reader {
         }
     }
 
-    fn yaml_pipeline(&mut self, file: &Arc<Path>, lists: Vec<Entry>) {
+    fn yaml_pipeline(&mut self, file: &Arc<Path>, lists: Vec<YamlEntry>) {
         for (key, line, node) in lists {
             let place = Place { file: file.clone(), line };
             let sections = match node.kind {
-                Kind::List(sections) => sections,
-                Kind::Text(text) if text.is_empty() => continue,
+                NodeKind::List(sections) => sections,
+                NodeKind::Text(text) if text.is_empty() => continue,
                 _ => {
                     self.refuse(&place, format!("`{key}`: expected a list, each item beginning with `- name:`"));
                     continue;
                 }
             };
             for node in sections {
-                let Kind::Map(entries) = node.kind else {
+                let NodeKind::Map(entries) = node.kind else {
                     let place = Place { file: file.clone(), line: node.line };
                     self.refuse(&place, format!("`{key}`: expected properties such as `name: …`"));
                     continue;
@@ -403,22 +403,22 @@ impl Reader {
         }
     }
 
-    fn yaml_section(&mut self, path: &Path, file: &Arc<Path>, (key, line, node): Entry) {
+    fn yaml_section(&mut self, path: &Path, file: &Arc<Path>, (key, line, node): YamlEntry) {
         let place = Place { file: file.clone(), line };
         match (key.to_ascii_lowercase().as_str(), node.kind) {
-            ("env", Kind::Map(variables)) => {
+            ("env", NodeKind::Map(variables)) => {
                 for (name, line, node) in variables {
-                    if let Kind::Text(value) = node.kind {
+                    if let NodeKind::Text(value) = node.kind {
                         self.set(&Place { file: file.clone(), line }, &name, &value);
                     }
                 }
             }
-            ("env", Kind::List(variables)) => {
+            ("env", NodeKind::List(variables)) => {
                 for variable in variables {
-                    let Kind::Map(entries) = variable.kind else { continue };
+                    let NodeKind::Map(entries) = variable.kind else { continue };
                     let text = |wanted: &str| {
                         entries.iter().find_map(|(key, _, node)| match &node.kind {
-                            Kind::Text(text) if key == wanted => Some(text.clone()),
+                            NodeKind::Text(text) if key == wanted => Some(text.clone()),
                             _ => None,
                         })
                     };
@@ -428,26 +428,26 @@ impl Reader {
                     }
                 }
             }
-            ("includes", Kind::List(names)) => {
+            ("includes", NodeKind::List(names)) => {
                 let folder = folder_of(path);
                 for name in names {
-                    let Kind::Text(named) = name.kind else { continue };
+                    let NodeKind::Text(named) = name.kind else { continue };
                     let place = Place { file: file.clone(), line: name.line };
                     for (path, text) in self.included(&place, &named, &[&folder]) {
                         self.yaml(&path, &text);
                     }
                 }
             }
-            ("plugins", Kind::List(names)) => {
+            ("plugins", NodeKind::List(names)) => {
                 for name in names {
-                    if let Kind::Text(named) = name.kind {
+                    if let NodeKind::Text(named) = name.kind {
                         self.configuration.plugins.push((named, Place { file: file.clone(), line: name.line }));
                     }
                 }
             }
-            ("service", Kind::Map(entries)) => self.configuration.service.push(section(file, line, entries)),
-            ("pipeline", Kind::Map(lists)) => self.yaml_pipeline(file, lists),
-            ("env" | "includes" | "plugins" | "service" | "pipeline", Kind::Text(text)) if text.is_empty() => {}
+            ("service", NodeKind::Map(entries)) => self.configuration.service.push(section(file, line, entries)),
+            ("pipeline", NodeKind::Map(lists)) => self.yaml_pipeline(file, lists),
+            ("env" | "includes" | "plugins" | "service" | "pipeline", NodeKind::Text(text)) if text.is_empty() => {}
             (name @ ("env" | "includes" | "plugins" | "service" | "pipeline"), _) => {
                 let expected = if matches!(name, "includes" | "plugins") { "a list" } else { "a table" };
                 self.refuse(&place, format!("`{key}`: expected {expected}; Fluent Bit does not start"));
@@ -458,24 +458,24 @@ impl Reader {
 }
 
 /// A key, its line, and its value.
-type Entry = (String, usize, Node);
+type YamlEntry = (String, usize, YamlNode);
 
-struct Node {
+struct YamlNode {
     line: usize,
-    kind: Kind,
+    kind: NodeKind,
 }
 
-enum Kind {
+enum NodeKind {
     Text(String),
-    List(Vec<Node>),
-    Map(Vec<Entry>),
+    List(Vec<YamlNode>),
+    Map(Vec<YamlEntry>),
 }
 
 type Events<'a> = Parser<'a, StrInput<'a>>;
 /// A line, and why it is not YAML.
-type Fault = (usize, String);
+type YamlFault = (usize, String);
 
-fn next<'a>(events: &mut Events<'a>, line: usize) -> Result<(Event<'a>, Span), Fault> {
+fn next<'a>(events: &mut Events<'a>, line: usize) -> Result<(Event<'a>, Span), YamlFault> {
     match events.next_event() {
         Some(Ok(next)) => Ok(next),
         Some(Err(error)) => Err((error.marker().line(), error.info().to_owned())),
@@ -484,7 +484,7 @@ fn next<'a>(events: &mut Events<'a>, line: usize) -> Result<(Event<'a>, Span), F
 }
 
 /// The node that begins with `event`.
-fn node<'a>(events: &mut Events<'a>, event: Event<'a>, span: Span, depth: usize) -> Result<Node, Fault> {
+fn node<'a>(events: &mut Events<'a>, event: Event<'a>, span: Span, depth: usize) -> Result<YamlNode, YamlFault> {
     let line = span.start.line();
     if depth > DEPTH_MAX {
         return Err((line, "nested too deep".to_owned()));
@@ -493,14 +493,14 @@ fn node<'a>(events: &mut Events<'a>, event: Event<'a>, span: Span, depth: usize)
         Event::Scalar(text, style, ..) => {
             // The parser represents an absent value as `~`.
             let is_absent = style == ScalarStyle::Plain && span.start.index() == span.end.index();
-            Kind::Text(if is_absent { String::new() } else { text.into_owned() })
+            NodeKind::Text(if is_absent { String::new() } else { text.into_owned() })
         }
         Event::SequenceStart(..) => {
             let mut items = Vec::new();
             loop {
                 let (event, span) = next(events, line)?;
                 if matches!(event, Event::SequenceEnd) {
-                    break Kind::List(items);
+                    break NodeKind::List(items);
                 }
                 items.push(node(events, event, span, depth + 1)?);
             }
@@ -510,31 +510,31 @@ fn node<'a>(events: &mut Events<'a>, event: Event<'a>, span: Span, depth: usize)
             loop {
                 let (event, span) = next(events, line)?;
                 if matches!(event, Event::MappingEnd) {
-                    break Kind::Map(entries);
+                    break NodeKind::Map(entries);
                 }
                 let key = node(events, event, span, depth + 1)?;
                 let (event, span) = next(events, key.line)?;
                 let value = node(events, event, span, depth + 1)?;
-                let Kind::Text(name) = key.kind else { return Err((key.line, "a key is not a text".to_owned())) };
+                let NodeKind::Text(name) = key.kind else { return Err((key.line, "a key is not a text".to_owned())) };
                 entries.push((name, key.line, value));
             }
         }
         Event::Alias(_) => return Err((line, "Fluent Bit reads no aliases (`*name`)".to_owned())),
         _ => return Err((line, "a value is missing".to_owned())),
     };
-    Ok(Node { line, kind })
+    Ok(YamlNode { line, kind })
 }
 
-fn section(file: &Arc<Path>, line: usize, entries: Vec<Entry>) -> Section {
-    let property = |(written, line, node): Entry| {
+fn section(file: &Arc<Path>, line: usize, entries: Vec<YamlEntry>) -> Section {
+    let property = |(written, line, node): YamlEntry| {
         let value = match node.kind {
-            Kind::Text(text) => PropertyValue::Text(text.trim().to_owned()),
-            Kind::List(items) => {
+            NodeKind::Text(text) => PropertyValue::Text(text.trim().to_owned()),
+            NodeKind::List(items) => {
                 let texts =
-                    items.into_iter().map(|item| if let Kind::Text(text) = item.kind { Some(text) } else { None });
+                    items.into_iter().map(|item| if let NodeKind::Text(text) = item.kind { Some(text) } else { None });
                 texts.collect::<Option<Vec<String>>>().map_or(PropertyValue::Nested, PropertyValue::List)
             }
-            Kind::Map(_) => PropertyValue::Nested,
+            NodeKind::Map(_) => PropertyValue::Nested,
         };
         Property { name: snake_case(&written), written, value, place: Place { file: file.clone(), line } }
     };

@@ -2,7 +2,7 @@
 //!
 //! Fluent Bit returns the value of a property by name but does not list the properties. So this requests every property
 //! of the input, and every name that was probably meant to be one ([`names::look_alikes`]); such a name ends the start.
-//! [`Settings::shown`] lists the place of the state and the settings that differ from the defaults.
+//! [`PluginSettings::shown`] lists the place of the state and the settings that differ from the defaults.
 //!
 //! Properties are the keys of `[sources.<name>]`, plus the few that [`names`] has. With `config_file` a TOML file holds
 //! the tenants, and the section may have no key of a source.
@@ -35,7 +35,7 @@ const SHOWN_LINE_CHARS: usize = 120;
 
 /// What to run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct PluginSettings {
     /// Where state is kept.
     pub data_dir: PathBuf,
     /// The tenants, by the source's name.
@@ -81,7 +81,7 @@ pub struct Properties<'a> {
     pub in_flight_bytes_min: &'a dyn Fn(usize) -> u64,
 }
 
-impl Settings {
+impl PluginSettings {
     /// Reads the input's properties, each by its name.
     ///
     /// # Errors
@@ -310,11 +310,11 @@ mod tests {
     const TENANT: &str = "00000000-1111-2222-3333-444444444444";
     const CLIENT: &str = "00000000-1111-2222-3333-555555555555";
 
-    fn read(properties: &[(&str, &str)]) -> Result<Settings, Vec<Complaint>> {
+    fn read(properties: &[(&str, &str)]) -> Result<PluginSettings, Vec<Complaint>> {
         let value = |key: &str| {
             properties.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, value)| (*value).to_owned())
         };
-        Settings::read(Properties { value: &value, written: &|_| None, in_flight_bytes_min: &|_| 0 })
+        PluginSettings::read(Properties { value: &value, written: &|_| None, in_flight_bytes_min: &|_| 0 })
     }
 
     fn texts(complaints: &[Complaint]) -> Vec<String> {
@@ -365,7 +365,7 @@ mod tests {
             let properties = with(more);
             let value = |key: &str| properties.iter().find(|(k, _)| *k == key).map(|(_, value)| (*value).to_owned());
             let in_flight_bytes_min = |bytes_per_tick: usize| least.min(bytes_per_tick as u64) * 3;
-            let settings = Settings::read(Properties {
+            let settings = PluginSettings::read(Properties {
                 value: &value,
                 written: &|_| None,
                 in_flight_bytes_min: &in_flight_bytes_min,
@@ -406,7 +406,8 @@ mod tests {
         let value = |key: &str| properties.iter().rev().find(|(k, _)| *k == key).map(|(_, value)| (*value).to_owned());
         let written = |key: &str| (value(key)? == "s3cr3t").then(|| "${WRONG}".to_owned());
         let problems =
-            Settings::read(Properties { value: &value, written: &written, in_flight_bytes_min: &|_| 0 }).unwrap_err();
+            PluginSettings::read(Properties { value: &value, written: &written, in_flight_bytes_min: &|_| 0 })
+                .unwrap_err();
         let text = texts(&problems).join("\n");
         assert!(problems.len() == 3 && text.matches("`${WRONG}`").count() == 3 && !text.contains("s3cr3t"), "{text}");
     }

@@ -22,11 +22,11 @@ use crate::model::TenantId;
 pub struct Fence {
     clock: Arc<dyn Clock>,
     lasts: Duration,
-    inner: Mutex<Inner>,
+    inner: Mutex<FenceState>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct FenceState {
     /// When the last heartbeat that was answered was sent, counted from the start of the machine.
     sent: Option<Duration>,
     held: HashSet<TenantId>,

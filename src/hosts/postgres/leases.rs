@@ -45,7 +45,7 @@ const PASSED_WAIT: Duration = Duration::from_secs(30);
 
 /// What the process is to do.
 #[derive(Debug)]
-pub enum Order {
+pub enum LeaseOrder {
     /// Read this tenant.
     Start(TenantId),
     /// Stop these, and answer when they have ended.
@@ -58,9 +58,9 @@ pub enum Order {
 
 /// Where the process and its leases talk.
 #[derive(Debug)]
-pub struct Desk {
+pub struct LeaseChannels {
     /// What the process is to do.
-    pub orders: mpsc::UnboundedReceiver<Order>,
+    pub orders: mpsc::UnboundedReceiver<LeaseOrder>,
     /// Tenants that the configuration has.
     pub tenants: watch::Sender<BTreeSet<TenantId>>,
     /// Tenants of which a source ended by itself.
@@ -77,17 +77,17 @@ pub enum Ending {
 }
 
 /// The keeper of this process's leases.
-pub struct Keeper {
+pub struct LeaseKeeper {
     store: PostgresStore,
     member: Member,
     lease: Duration,
     fence: Arc<Fence>,
     clock: Arc<dyn Clock>,
     /// Without a bound: a process that is slow to follow must not keep the heartbeat waiting.
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::UnboundedSender<LeaseOrder>,
     tenants: watch::Receiver<BTreeSet<TenantId>>,
     ended: mpsc::UnboundedReceiver<(TenantId, Ending)>,
-    held: BTreeMap<TenantId, Held>,
+    held: BTreeMap<TenantId, LeaseState>,
     leaving: Vec<(Vec<TenantId>, oneshot::Receiver<()>)>,
     reopening: BTreeMap<TenantId, Duration>,
     failures: Failures,
@@ -108,17 +108,17 @@ pub struct Keeper {
     /// The table of tenants, as it was when it was last read.
     stored: Option<(i64, i64)>,
     troubled: bool,
-    on_trouble: OnTrouble,
+    on_trouble: OnStoreTrouble,
 }
 
 /// Told, in words with the remedy, when the store does not answer, and with `None` when it does again.
-pub type OnTrouble = Box<dyn Fn(Option<String>) + Send + Sync>;
+pub type OnStoreTrouble = Box<dyn Fn(Option<String>) + Send + Sync>;
 
 /// The member that should have each tenant.
 type Placed = HashMap<TenantId, String>;
 
 #[derive(Debug)]
-struct Held {
+struct LeaseState {
     /// Since when, where it came from a living member.
     came: Option<Duration>,
     leaving: bool,
@@ -138,7 +138,7 @@ struct Wishes<'p> {
 
 /// A lease as it stands.
 #[derive(Debug, Clone)]
-struct Row {
+struct LeaseRow {
     tenant: TenantId,
     member: Option<String>,
     incarnation: Option<i64>,
@@ -148,7 +148,7 @@ struct Row {
     wanted_by: Option<String>,
 }
 
-impl Keeper {
+impl LeaseKeeper {
     /// A keeper that has not joined, and the process's end.
     pub fn new(
         store: PostgresStore,
@@ -156,8 +156,8 @@ impl Keeper {
         lease: Duration,
         fence: Arc<Fence>,
         clock: Arc<dyn Clock>,
-        on_trouble: OnTrouble,
-    ) -> (Self, Desk) {
+        on_trouble: OnStoreTrouble,
+    ) -> (Self, LeaseChannels) {
         let (give, orders) = mpsc::unbounded_channel();
         let (tenants, wanted) = watch::channel(BTreeSet::new());
         let (ended, endings) = mpsc::unbounded_channel();
@@ -186,7 +186,7 @@ impl Keeper {
             troubled: false,
             on_trouble,
         };
-        (keeper, Desk { orders, tenants, ended })
+        (keeper, LeaseChannels { orders, tenants, ended })
     }
 
     /// Keeps the leases until `stop`, then gives them back: the caller has stopped all tenants by then.
@@ -197,9 +197,9 @@ impl Keeper {
                 result = self.look() => result,
             };
             match result {
-                Ok(true) => self.tell_trouble(None),
+                Ok(true) => self.report_trouble(None),
                 Ok(false) => break,
-                Err(error) => self.tell_trouble(Some(&error)),
+                Err(error) => self.report_trouble(Some(&error)),
             }
             let pause = LOOK_EVERY.min(self.lease / BEATS_PER_LEASE);
             tokio::select! {
@@ -231,7 +231,7 @@ impl Keeper {
         self.released().await?;
         let stored = Some(self.store.tenants_version().await?);
         if self.stored.is_some() && self.stored != stored {
-            let _ = self.orders.send(Order::Reload);
+            let _ = self.orders.send(LeaseOrder::Reload);
         }
         self.stored = stored;
         let peers = self.store.peers().await?;
@@ -298,7 +298,7 @@ impl Keeper {
                     self.member.id()
                 );
                 self.stop_all().await;
-                let _ = self.orders.send(Order::End);
+                let _ = self.orders.send(LeaseOrder::End);
             }
         }
         Ok(beat)
@@ -315,7 +315,7 @@ impl Keeper {
         self.joined = false;
         if !all.is_empty() {
             let (answer, ended) = oneshot::channel();
-            if self.orders.send(Order::Stop(all, answer)).is_ok() {
+            if self.orders.send(LeaseOrder::Stop(all, answer)).is_ok() {
                 let _ = ended.await;
             }
         }
@@ -323,7 +323,7 @@ impl Keeper {
     }
 
     /// All leases, as they stand.
-    async fn rows(&self) -> Result<Vec<Row>, StateError> {
+    async fn rows(&self) -> Result<Vec<LeaseRow>, StateError> {
         let rows = self
             .store
             .rows(
@@ -336,7 +336,7 @@ impl Keeper {
             .await?;
         let row = |row: &tokio_postgres::Row| {
             let tenant: String = row.get(0);
-            Some(Row {
+            Some(LeaseRow {
                 tenant: tenant.parse().ok()?,
                 member: row.get(1),
                 incarnation: row.get(2),
@@ -347,12 +347,12 @@ impl Keeper {
         Ok(rows.iter().filter_map(row).collect())
     }
 
-    fn is_mine(&self, row: &Row) -> bool {
+    fn is_mine(&self, row: &LeaseRow) -> bool {
         row.member.as_deref() == Some(self.member.id()) && row.incarnation == Some(self.member.incarnation())
     }
 
     /// What this process holds and the store does not know as its: somebody took the row away by hand.
-    fn drop_what_is_gone(&mut self, rows: &[Row]) {
+    fn drop_what_is_gone(&mut self, rows: &[LeaseRow]) {
         let mine: BTreeSet<&TenantId> = rows.iter().filter(|row| self.is_mine(row)).map(|row| &row.tenant).collect();
         let gone: Vec<TenantId> =
             self.held.iter().filter(|(t, held)| !held.leaving && !mine.contains(t)).map(|(t, _)| t.clone()).collect();
@@ -365,7 +365,12 @@ impl Keeper {
 
     /// Gives back what the store says is this member's, and is not: it was given back, and a store that failed over does not
     /// know. What should be this member's is taken like any other.
-    async fn disown(&mut self, peers: &[Peer], rows: &[Row], wanted: &BTreeSet<TenantId>) -> Result<(), StateError> {
+    async fn disown(
+        &mut self,
+        peers: &[Peer],
+        rows: &[LeaseRow],
+        wanted: &BTreeSet<TenantId>,
+    ) -> Result<(), StateError> {
         let placed = self.placed(peers, wanted);
         let is_own = |tenant: &TenantId| placed.get(tenant).is_some_and(|owner| owner == self.member.id());
         let strange: Vec<TenantId> = rows
@@ -417,13 +422,13 @@ impl Keeper {
         for tenant in due {
             self.reopening.remove(&tenant);
             if self.held.get(&tenant).is_some_and(|held| !held.leaving) {
-                let _ = self.orders.send(Order::Start(tenant));
+                let _ = self.orders.send(LeaseOrder::Start(tenant));
             }
         }
     }
 
     /// Gives up what the configuration has no more, and what a living member wants, few at a time.
-    fn give(&mut self, peers: &[Peer], rows: &[Row], wanted: &BTreeSet<TenantId>) {
+    fn give(&mut self, peers: &[Peer], rows: &[LeaseRow], wanted: &BTreeSet<TenantId>) {
         let placed = self.placed(peers, wanted);
         let now = self.clock.monotonic();
         self.moves.retain(|at| now.saturating_sub(*at) < MOVES_WITHIN);
@@ -463,7 +468,7 @@ impl Keeper {
             }
         }
         let (answer, ended) = oneshot::channel();
-        if self.orders.send(Order::Stop(tenants.clone(), answer)).is_ok() {
+        if self.orders.send(LeaseOrder::Stop(tenants.clone(), answer)).is_ok() {
             self.leaving.push((tenants, ended));
         }
     }
@@ -514,7 +519,7 @@ impl Keeper {
     }
 
     /// What this member may take, and what it asks for.
-    fn wishes<'p>(&self, placed: &'p Placed, known: &HashMap<&TenantId, &Row>) -> Wishes<'p> {
+    fn wishes<'p>(&self, placed: &'p Placed, known: &HashMap<&TenantId, &LeaseRow>) -> Wishes<'p> {
         let (me, now) = (self.member.id(), self.clock.monotonic());
         let mut wishes = Wishes::default();
         for (tenant, owner) in placed.iter().filter(|(tenant, _)| !self.held.contains_key(*tenant)) {
@@ -545,9 +550,9 @@ impl Keeper {
     }
 
     /// Takes what should be this member's and is free, and asks for what a living member holds.
-    async fn take(&mut self, peers: &[Peer], rows: &[Row], wanted: &BTreeSet<TenantId>) -> Result<(), StateError> {
+    async fn take(&mut self, peers: &[Peer], rows: &[LeaseRow], wanted: &BTreeSet<TenantId>) -> Result<(), StateError> {
         let placed = self.placed(peers, wanted);
-        let known: HashMap<&TenantId, &Row> = rows.iter().map(|row| (&row.tenant, row)).collect();
+        let known: HashMap<&TenantId, &LeaseRow> = rows.iter().map(|row| (&row.tenant, row)).collect();
         let without = placed.keys().filter(|tenant| known.get(tenant).is_none_or(|row| !row.alive)).count();
         ::metrics::gauge!(metrics::TENANTS_WITHOUT_MEMBER).set(without as f64);
         let me = self.member.id().to_owned();
@@ -585,10 +590,10 @@ impl Keeper {
             .await?;
         for tenant in taken.iter().filter_map(|row| row.get::<_, String>(0).parse::<TenantId>().ok()) {
             let came = (self.asked.remove(&tenant) || passed_to_me.contains(&tenant)).then_some(began);
-            self.held.insert(tenant.clone(), Held { came, leaving: false });
+            self.held.insert(tenant.clone(), LeaseState { came, leaving: false });
             self.fence.hold(tenant.clone());
             metrics::taken_over(self.clock.monotonic().saturating_sub(began));
-            let _ = self.orders.send(Order::Start(tenant));
+            let _ = self.orders.send(LeaseOrder::Start(tenant));
         }
         Ok(())
     }
@@ -611,7 +616,7 @@ impl Keeper {
         ::metrics::gauge!(metrics::LEASES_HELD).set(self.held.len() as f64);
     }
 
-    fn tell_trouble(&mut self, error: Option<&StateError>) {
+    fn report_trouble(&mut self, error: Option<&StateError>) {
         match (error, self.troubled) {
             (Some(error), false) => {
                 let lease = self.lease.as_secs();

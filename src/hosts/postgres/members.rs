@@ -43,7 +43,7 @@ pub enum Beat {
 
 /// A member, as `cluster status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct MemberRow {
     /// Its name.
     pub id: String,
     /// Its share of the work, compared with the others.
@@ -155,7 +155,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// The store does not answer.
-    pub async fn members(&self) -> Result<Vec<Listed>, StateError> {
+    pub async fn members(&self) -> Result<Vec<MemberRow>, StateError> {
         let rows = self
             .rows(
                 "select id, weight, version, address, extract(epoch from expires - clock_timestamp())::bigint,
@@ -166,7 +166,7 @@ impl PostgresStore {
             .await?;
         Ok(rows
             .iter()
-            .map(|row| Listed {
+            .map(|row| MemberRow {
                 id: row.get(0),
                 weight: u32::try_from(row.get::<_, i32>(1)).unwrap_or(1),
                 version: row.get(2),

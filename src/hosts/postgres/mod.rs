@@ -121,7 +121,7 @@ impl PostgresStore {
         let folded = fold(of, steps, next);
         let (mut keys, mut expected, mut sums, mut values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut owner = (None, None, None, false, 0);
-        for Step { short, full, expects, value } in &folded {
+        for CommitStep { short, full, expects, value } in &folded {
             let at = next.0.cast_signed();
             let value = value.as_ref().map(|value| &value[..]);
             let check = value.map_or(0, |value| sum(full.as_bytes(), at, value));
@@ -203,7 +203,7 @@ impl Scope {
 }
 
 /// What a commit does to one key: what was there before it, and what is there after.
-struct Step<'o> {
+struct CommitStep<'o> {
     /// The key, below the prefix and whole.
     short: &'o str,
     full: &'o str,
@@ -217,8 +217,8 @@ const NEVER: i64 = -1;
 
 /// The steps of a commit, one for each key, in their order. A step sees those before it; one that does not find what it
 /// expects of them becomes a step that never does, so that the first conflict is told, whichever it is.
-fn fold<'o>(of: &Scope, steps: &[&'o Op], next: Revision) -> Vec<Step<'o>> {
-    let mut folded: Vec<Step<'_>> = Vec::with_capacity(steps.len());
+fn fold<'o>(of: &Scope, steps: &[&'o Op], next: Revision) -> Vec<CommitStep<'o>> {
+    let mut folded: Vec<CommitStep<'_>> = Vec::with_capacity(steps.len());
     let mut places: HashMap<&str, usize> = HashMap::with_capacity(steps.len());
     for op in steps {
         let full = op.key();
@@ -234,7 +234,7 @@ fn fold<'o>(of: &Scope, steps: &[&'o Op], next: Revision) -> Vec<Step<'o>> {
                     Expected::At(revision) => Some(revision.0.cast_signed()),
                 };
                 places.insert(full, folded.len());
-                folded.push(Step { short: of.short(full), full, expects, value: after });
+                folded.push(CommitStep { short: of.short(full), full, expects, value: after });
             }
             Some(before) => {
                 let fits = match op.expected() {
@@ -243,7 +243,7 @@ fn fold<'o>(of: &Scope, steps: &[&'o Op], next: Revision) -> Vec<Step<'o>> {
                     Expected::At(revision) => before.value.is_some() && revision == next,
                 };
                 if !fits {
-                    folded.push(Step { short: of.short(full), full, expects: Some(NEVER), value: None });
+                    folded.push(CommitStep { short: of.short(full), full, expects: Some(NEVER), value: None });
                     return folded;
                 }
                 before.value = after;
@@ -405,7 +405,7 @@ fn in_words(error: &dyn std::error::Error) -> String {
 
 /// Who reads a tenant, and how far it is.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Standing {
+pub struct TenantPlace {
     /// The tenant's id.
     pub tenant: String,
     /// The live member that holds its lease.
@@ -421,8 +421,8 @@ impl PostgresStore {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub async fn standings(&self) -> Result<Vec<Standing>, StateError> {
-        let mut found: BTreeMap<String, Standing> = BTreeMap::new();
+    pub async fn standings(&self) -> Result<Vec<TenantPlace>, StateError> {
+        let mut found: BTreeMap<String, TenantPlace> = BTreeMap::new();
         let leases = self
             .rows(
                 "select l.tenant::text, m.id, l.wanted_by from lease l
@@ -432,8 +432,12 @@ impl PostgresStore {
             .await?;
         for row in &leases {
             let tenant: String = row.get(0);
-            let standing =
-                Standing { tenant: tenant.clone(), member: row.get(1), wanted_by: row.get(2), positions: Vec::new() };
+            let standing = TenantPlace {
+                tenant: tenant.clone(),
+                member: row.get(1),
+                wanted_by: row.get(2),
+                positions: Vec::new(),
+            };
             found.insert(tenant, standing);
         }
         let sql =
@@ -442,7 +446,7 @@ impl PostgresStore {
             let tenant: String = row.get(4);
             let of = Scope { prefix: format!("{KEY_ROOT}/{tenant}/"), tenant: tenant.clone() };
             let Ok((key, value, _)) = entry(&of, row) else { continue };
-            let empty = || Standing { tenant: tenant.clone(), member: None, wanted_by: None, positions: Vec::new() };
+            let empty = || TenantPlace { tenant: tenant.clone(), member: None, wanted_by: None, positions: Vec::new() };
             let standing = found.entry(tenant.clone()).or_insert_with(empty);
             standing.positions.push((of.short(&key).to_owned(), value));
         }

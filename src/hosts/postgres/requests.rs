@@ -9,7 +9,7 @@ use crate::model::TenantId;
 
 /// A question that waits for a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct StoredRequest {
     /// Its number.
     pub id: i64,
     /// The question, as JSON.
@@ -18,7 +18,7 @@ pub struct Request {
 
 /// What was heard of a question.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Heard {
+pub struct RequestNews {
     /// How many lines were said.
     pub said: i64,
     /// The last of them, as JSON.
@@ -46,7 +46,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// The store cannot be written.
-    pub async fn take_requests(&self, tenants: &[&str], incarnation: i64) -> Result<Vec<Request>, StateError> {
+    pub async fn take_requests(&self, tenants: &[&str], incarnation: i64) -> Result<Vec<StoredRequest>, StateError> {
         let rows = self
             .rows(
                 "update request set claimed_revision = $2 where id in (
@@ -58,7 +58,7 @@ impl PostgresStore {
                 &[(&tenants, Type::TEXT_ARRAY), (&incarnation, Type::INT8)],
             )
             .await?;
-        Ok(rows.iter().map(|row| Request { id: row.get(0), what: row.get(1) }).collect())
+        Ok(rows.iter().map(|row| StoredRequest { id: row.get(0), what: row.get(1) }).collect())
     }
 
     /// Says a line to whoever asked. `over`: it is the last.
@@ -80,7 +80,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub async fn heard(&self, id: i64) -> Result<Option<Heard>, StateError> {
+    pub async fn heard(&self, id: i64) -> Result<Option<RequestNews>, StateError> {
         let rows = self
             .rows(
                 "select coalesce((r.progress->>'said')::bigint, 0), (r.progress->'line')::text, m.id is not null
@@ -89,7 +89,7 @@ impl PostgresStore {
                 &[(&id, Type::INT8)],
             )
             .await?;
-        Ok(rows.first().map(|row| Heard { said: row.get(0), line: row.get(1), taken: row.get(2) }))
+        Ok(rows.first().map(|row| RequestNews { said: row.get(0), line: row.get(1), taken: row.get(2) }))
     }
 
     /// Asks for what is done to be stopped in an orderly way.

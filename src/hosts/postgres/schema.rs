@@ -13,7 +13,7 @@ pub const PARTITIONS_MAX: u32 = 256;
 
 /// What `cluster init` found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Made {
+pub enum TablesMade {
     /// There was nothing.
     New,
     /// The tables were there; functions were made anew.
@@ -26,7 +26,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// The server cannot be reached, the role may not, or the tables are of a newer build: nothing is changed then.
-    pub async fn make_tables(&self, partitions: u32) -> Result<Made, StateError> {
+    pub async fn make_tables(&self, partitions: u32) -> Result<TablesMade, StateError> {
         let known = match self.version().await {
             Ok(version) => Some(version),
             Err(StateError::Unavailable(why)) if why.contains("cluster init") => None,
@@ -56,7 +56,7 @@ impl PostgresStore {
             let _ = connection.batch_execute("rollback").await;
             return Err(StateError::Unavailable(format!("{}: {}", self.shown(), in_words(&error))));
         }
-        Ok(if known.flatten().is_some() { Made::Known } else { Made::New })
+        Ok(if known.flatten().is_some() { TablesMade::Known } else { TablesMade::New })
     }
 
     /// Refuses tables that are not there or of a newer build.

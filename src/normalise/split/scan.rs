@@ -37,7 +37,7 @@ pub(super) struct Scan {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum ScanStep {
     /// The value goes on.
     More,
     /// The value ends after so many bytes.
@@ -61,59 +61,59 @@ impl Scan {
         self.next = may::VALUE;
     }
 
-    pub(super) fn run(&mut self, bytes: &[u8]) -> Found {
+    pub(super) fn run(&mut self, bytes: &[u8]) -> ScanStep {
         let mut next = self.next;
         let mut at = 0;
         if self.in_string {
-            let Some(end) = self.string(bytes, 0) else { return Found::More };
+            let Some(end) = self.string(bytes, 0) else { return ScanStep::More };
             if self.depth == 0 {
-                return Found::End(end);
+                return ScanStep::End(end);
             }
             next = after_string(next);
             at = end;
         }
         while let Some(&byte) = bytes.get(at) {
-            let Place { class, allowed } = PLACES[byte as usize];
+            let ByteRule { class, allowed } = PLACES[byte as usize];
             if allowed & next == 0 {
                 self.next = next;
-                return Found::Bad(at);
+                return ScanStep::Bad(at);
             }
             at += 1;
             match class {
-                Class::Blank | Class::Never => {}
-                Class::Comma => next = if self.in_object() { may::KEY } else { may::VALUE },
-                Class::Colon => next = may::VALUE,
-                Class::Plain => next = may::PLAIN,
-                Class::Quote => {
+                ByteClass::Blank | ByteClass::Never => {}
+                ByteClass::Comma => next = if self.in_object() { may::KEY } else { may::VALUE },
+                ByteClass::Colon => next = may::VALUE,
+                ByteClass::Plain => next = may::PLAIN,
+                ByteClass::Quote => {
                     let Some(end) = self.string(bytes, at) else {
                         self.next = next;
-                        return Found::More;
+                        return ScanStep::More;
                     };
                     if self.depth == 0 {
-                        return Found::End(end);
+                        return ScanStep::End(end);
                     }
                     next = after_string(next);
                     at = end;
                 }
-                Class::OpenObject | Class::OpenList => {
-                    let is_object = class == Class::OpenObject;
+                ByteClass::OpenObject | ByteClass::OpenList => {
+                    let is_object = class == ByteClass::OpenObject;
                     self.push(is_object);
                     next = if is_object { may::FIRST_KEY } else { may::FIRST_VALUE };
                 }
-                Class::CloseObject | Class::CloseList => {
-                    if !self.pop(class == Class::CloseObject) {
+                ByteClass::CloseObject | ByteClass::CloseList => {
+                    if !self.pop(class == ByteClass::CloseObject) {
                         self.next = next;
-                        return Found::Bad(at - 1);
+                        return ScanStep::Bad(at - 1);
                     }
                     if self.depth == 0 {
-                        return Found::End(at);
+                        return ScanStep::End(at);
                     }
                     next = may::AFTER;
                 }
             }
         }
         self.next = next;
-        Found::More
+        ScanStep::More
     }
 
     /// Continues inside a string and returns the index after its closing quote; `None` if the string continues after
@@ -189,7 +189,7 @@ const fn after_string(next: u8) -> u8 {
 
 /// The class of a byte outside strings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
+pub(super) enum ByteClass {
     /// White space.
     Blank,
     Comma,
@@ -207,31 +207,31 @@ pub(super) enum Class {
 
 /// The class of a byte and the places where it is allowed outside strings: bits of [`may`].
 #[derive(Clone, Copy)]
-struct Place {
-    class: Class,
+struct ByteRule {
+    class: ByteClass,
     allowed: u8,
 }
 
-const PLACES: [Place; 256] = {
-    let mut table = [Place { class: Class::Never, allowed: 0 }; 256];
+const PLACES: [ByteRule; 256] = {
+    let mut table = [ByteRule { class: ByteClass::Never, allowed: 0 }; 256];
     let mut byte = 0;
     while byte < 256 {
         let (class, allowed) = match byte as u8 {
-            b' ' | b'\t' | b'\n' | b'\r' => (Class::Blank, may::ANYTHING),
-            b',' => (Class::Comma, may::AFTER | may::PLAIN),
-            b':' => (Class::Colon, may::COLON),
-            b'"' => (Class::Quote, may::VALUE | may::FIRST_VALUE | may::FIRST_KEY | may::KEY),
-            b'{' => (Class::OpenObject, may::VALUE | may::FIRST_VALUE),
-            b'[' => (Class::OpenList, may::VALUE | may::FIRST_VALUE),
-            b'}' => (Class::CloseObject, may::AFTER | may::PLAIN | may::FIRST_KEY),
-            b']' => (Class::CloseList, may::AFTER | may::PLAIN | may::FIRST_VALUE),
+            b' ' | b'\t' | b'\n' | b'\r' => (ByteClass::Blank, may::ANYTHING),
+            b',' => (ByteClass::Comma, may::AFTER | may::PLAIN),
+            b':' => (ByteClass::Colon, may::COLON),
+            b'"' => (ByteClass::Quote, may::VALUE | may::FIRST_VALUE | may::FIRST_KEY | may::KEY),
+            b'{' => (ByteClass::OpenObject, may::VALUE | may::FIRST_VALUE),
+            b'[' => (ByteClass::OpenList, may::VALUE | may::FIRST_VALUE),
+            b'}' => (ByteClass::CloseObject, may::AFTER | may::PLAIN | may::FIRST_KEY),
+            b']' => (ByteClass::CloseList, may::AFTER | may::PLAIN | may::FIRST_VALUE),
             // Numbers, `true`, `false`, `null`.
             b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E' | b't' | b'r' | b'u' | b'f' | b'a' | b'l' | b's' | b'n' => {
-                (Class::Plain, may::VALUE | may::FIRST_VALUE | may::PLAIN)
+                (ByteClass::Plain, may::VALUE | may::FIRST_VALUE | may::PLAIN)
             }
-            _ => (Class::Never, 0),
+            _ => (ByteClass::Never, 0),
         };
-        table[byte] = Place { class, allowed };
+        table[byte] = ByteRule { class, allowed };
         byte += 1;
     }
     table
@@ -239,11 +239,11 @@ const PLACES: [Place; 256] = {
 
 /// Whether a byte can be part of a number or literal.
 pub(super) fn is_plain(byte: u8) -> bool {
-    PLACES[byte as usize].class == Class::Plain
+    PLACES[byte as usize].class == ByteClass::Plain
 }
 
 pub(super) fn is_blank(byte: u8) -> bool {
-    PLACES[byte as usize].class == Class::Blank
+    PLACES[byte as usize].class == ByteClass::Blank
 }
 
 pub(super) fn blank_len(bytes: &[u8]) -> usize {

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::ServerDate;
-use crate::checkpoint::key_set::{KeySet, Kind};
+use crate::checkpoint::key_set::{KeyKind, KeySet};
 use crate::clock::TestClock;
 use crate::host::{Batch, DeliveryTicket, Health, Host, StateStore};
 use crate::hosts::embedded::memory::MemoryStore;
@@ -43,7 +43,7 @@ struct World {
     clock: Arc<TestClock>,
     server: ServerTime,
     decisions: Decisions,
-    begun: Vec<Action>,
+    begun: Vec<LoopAction>,
 }
 
 impl World {
@@ -70,7 +70,7 @@ impl World {
             flag_age: SignedDuration::from_hours(24),
         };
         let server = ServerTime::new(clock.clone());
-        let terms = Terms {
+        let terms = DecisionInputs {
             tenant: tenant.clone(),
             once,
             poll_interval: Duration::from_secs(60),
@@ -78,16 +78,16 @@ impl World {
             hold_for: hold.hold,
             clock: clock.clone(),
             server: server.clone(),
-            reading: Reading::new(Turns::default().seat()),
-            board: Board::new("s".into(), tenant, host, clock.clone()),
+            reading: TenantTurn::new(Turns::default().seat()),
+            reporter: HealthReporter::new("s".into(), tenant, host, clock.clone()),
             hold: Hold::load(&*store.clone(), store.clone(), hold).now_or_never().unwrap().unwrap(),
             budget: Budget::new(64 << 20, &Pool::default()),
         };
         let settled = types.iter().map(|content_type| {
-            let keys = KeySet::load(&*store, &format!("b/{content_type}"), Kind::Blobs).now_or_never();
+            let keys = KeySet::load(&*store, &format!("b/{content_type}"), KeyKind::Blobs).now_or_never();
             (*content_type, EventIndex::new(keys.unwrap().unwrap()))
         });
-        let remembered = Remembered { positions, settled: settled.collect() };
+        let remembered = SavedStreams { positions, settled: settled.collect() };
         let mut decisions = Decisions::new(terms, types, SignedDuration::from_hours(24), remembered);
         decisions.begin(types, tracked, false);
         let mut world = Self { clock, server, decisions, begun: Vec::new() };
@@ -107,7 +107,7 @@ impl World {
         }
     }
 
-    fn apply(&mut self, event: Event) {
+    fn apply(&mut self, event: LoopEvent) {
         self.decisions.apply(event).unwrap();
         self.take();
     }
@@ -117,26 +117,27 @@ impl World {
         let due = self.decisions.next_due().saturating_sub(self.clock.monotonic());
         self.clock.advance(due);
         self.hear();
-        self.apply(Event::Due(None));
+        self.apply(LoopEvent::Due(None));
     }
 
     fn found(&mut self, content_type: ContentType, blobs: Vec<BlobRef>, read: Option<Window>) {
-        self.apply(Event::Found(Found::Page { content_type, blobs, read }));
+        self.apply(LoopEvent::Found(ListerReport::Page { content_type, blobs, read }));
     }
 
     /// Ends the fetch that began first.
-    fn end_fetch(&mut self, outcome: Outcome) -> Job {
-        let at = self.begun.iter().position(|action| matches!(action, Action::Fetch(..))).expect("nothing is fetched");
-        let Action::Fetch(job, download) = self.begun.remove(at) else { unreachable!() };
+    fn end_fetch(&mut self, outcome: FetchOutcome) -> Job {
+        let at =
+            self.begun.iter().position(|action| matches!(action, LoopAction::Fetch(..))).expect("nothing is fetched");
+        let LoopAction::Fetch(job, download) = self.begun.remove(at) else { unreachable!() };
         drop(download);
         let copy = (*job).clone();
-        self.apply(Event::Done(Done::Blob(job, outcome)));
+        self.apply(LoopEvent::Done(ActionResult::Blob(job, outcome)));
         copy
     }
 
     fn fetched(&self) -> Vec<String> {
         let fetched = self.begun.iter().filter_map(|action| match action {
-            Action::Fetch(job, _) => Some(job.blob.id.to_string()),
+            LoopAction::Fetch(job, _) => Some(job.blob.id.to_string()),
             _ => None,
         });
         fetched.collect()
@@ -162,8 +163,8 @@ fn blob(id: &str, minutes_ago: i64) -> BlobRef {
     BlobRef { content_type: GENERAL, id: id.into(), uri: "x".into(), created, expires }
 }
 
-fn unread(why: &str) -> Outcome {
-    Outcome::Failed { why: why.into(), error: None, damaged: None }
+fn unread(why: &str) -> FetchOutcome {
+    FetchOutcome::Failed { why: why.into(), error: None, damaged: None }
 }
 
 /// The windows of a first pass over the day before: to an hour ago, and the last hour.
@@ -181,7 +182,7 @@ fn the_newest_blob_is_fetched_first_and_no_more_than_may_be() {
     let blobs = (1..=9).map(|n| blob(&format!("b{n}"), n)).collect();
     world.found(GENERAL, blobs, None);
     assert_eq!(world.fetched(), ["b1", "b2", "b3", "b4"], "four downloads at once before their times are known");
-    world.end_fetch(Outcome::Settled);
+    world.end_fetch(FetchOutcome::Settled);
     assert_eq!(world.fetched(), ["b2", "b3", "b4", "b5"], "one has ended, the next begins");
 }
 
@@ -204,13 +205,13 @@ fn the_position_waits_for_the_blob_and_then_for_nothing_and_is_written() {
     while world.fetched().is_empty() {
         world.wait();
     }
-    world.end_fetch(Outcome::Settled);
+    world.end_fetch(FetchOutcome::Settled);
     assert!(world.complete_until(GENERAL) > Some(before(60)));
     world.begun.clear();
-    world.apply(Event::Done(Done::Written(Ok(()))));
+    world.apply(LoopEvent::Done(ActionResult::Written(Ok(()))));
     world.wait();
     let position = world.begun.iter().find_map(|action| match action {
-        Action::Write(positions, _) => positions[&GENERAL].complete_until,
+        LoopAction::Write(positions, _) => positions[&GENERAL].complete_until,
         _ => None,
     });
     assert_eq!(position, world.complete_until(GENERAL), "what a settled blob moved is written");
@@ -219,18 +220,22 @@ fn the_position_waits_for_the_blob_and_then_for_nothing_and_is_written() {
 #[test]
 fn one_write_of_positions_is_under_way_at_a_time() {
     let mut world = World::new(&[GENERAL], false);
-    let writes = |world: &World| world.begun.iter().filter(|action| matches!(action, Action::Write(..))).count();
+    let writes = |world: &World| world.begun.iter().filter(|action| matches!(action, LoopAction::Write(..))).count();
     assert_eq!(writes(&world), 0, "a write waits for its second");
     world.clock.advance(Duration::from_secs(2));
-    world.apply(Event::Woken);
+    world.apply(LoopEvent::Woken);
     assert_eq!(writes(&world), 1, "a stream that never ran is written");
     for n in 1..4 {
         world.clock.advance(Duration::from_secs(60));
         world.hear();
-        world.apply(Event::Found(Found::PassDone { content_type: GENERAL, reach: Reach::Day, at: before(n) }));
+        world.apply(LoopEvent::Found(ListerReport::PassDone {
+            content_type: GENERAL,
+            reach: Reach::Day,
+            at: before(n),
+        }));
         assert_eq!(writes(&world), 1, "the first is under way");
     }
-    world.apply(Event::Done(Done::Written(Ok(()))));
+    world.apply(LoopEvent::Done(ActionResult::Written(Ok(()))));
     assert_eq!(writes(&world), 2, "what changed meanwhile is written at once");
 }
 
@@ -238,7 +243,7 @@ fn one_write_of_positions_is_under_way_at_a_time() {
 fn a_write_that_fails_for_good_ends_the_loop() {
     let mut world = World::new(&[GENERAL], false);
     let conflict = StateError::Conflict { key: "k".into() };
-    let ended = world.decisions.apply(Event::Done(Done::Written(Err(conflict))));
+    let ended = world.decisions.apply(LoopEvent::Done(ActionResult::Written(Err(conflict))));
     assert_eq!(ended.unwrap_err().slug(), "state-conflict");
 }
 
@@ -252,7 +257,7 @@ fn a_blob_that_cannot_be_read_before_it_expires_is_reported_as_a_gap_and_settled
     world.hear();
     let job = world.end_fetch(unread("cut"));
     let gap = world.begun.iter().find_map(|action| match action {
-        Action::ReportLost(_, gap) => Some(gap.clone()),
+        LoopAction::ReportLost(_, gap) => Some(gap.clone()),
         _ => None,
     });
     let gap = gap.expect("the loss is reported");
@@ -260,17 +265,17 @@ fn a_blob_that_cannot_be_read_before_it_expires_is_reported_as_a_gap_and_settled
     assert_eq!(world.complete_until(GENERAL), Some(before(60)), "not before the host has the record");
     assert_eq!(world.gaps(GENERAL), [(gap.window.start, gap.window.end, "blob_expired".to_owned())]);
     world.begun.clear();
-    world.apply(Event::Done(Done::Written(Ok(()))));
-    world.apply(Event::Done(Done::Lost(GENERAL, job.key, Ok(()))));
+    world.apply(LoopEvent::Done(ActionResult::Written(Ok(()))));
+    world.apply(LoopEvent::Done(ActionResult::Lost(GENERAL, job.key, Ok(()))));
     world.clock.advance(Duration::from_secs(2));
-    world.apply(Event::Due(None));
+    world.apply(LoopEvent::Due(None));
     let written = world.begun.iter().find_map(|action| match action {
-        Action::Write(positions, lost) => Some((positions[&GENERAL].gaps.len(), lost.clone())),
+        LoopAction::Write(positions, lost) => Some((positions[&GENERAL].gaps.len(), lost.clone())),
         _ => None,
     });
     assert_eq!(written, Some((1, vec![(GENERAL, job.key)])), "one commit has the mark and the gap");
     assert_eq!(world.complete_until(GENERAL), Some(before(60)), "not before it is durable");
-    world.apply(Event::Done(Done::Written(Ok(()))));
+    world.apply(LoopEvent::Done(ActionResult::Written(Ok(()))));
     assert!(world.complete_until(GENERAL) > Some(before(60)));
 }
 
@@ -286,7 +291,7 @@ fn what_was_not_listed_for_more_than_a_week_is_declared_once_it_is_known_where_l
     let mut world = World::from(&[GENERAL], false, BTreeMap::from([(GENERAL, position)]), Vec::new());
     let gaps = |world: &World| {
         let gaps = world.begun.iter().filter_map(|action| match action {
-            Action::Declare(gap) => Some(gap.clone()),
+            LoopAction::Declare(gap) => Some(gap.clone()),
             _ => None,
         });
         gaps.collect::<Vec<_>>()
@@ -299,14 +304,14 @@ fn what_was_not_listed_for_more_than_a_week_is_declared_once_it_is_known_where_l
     for _ in 0..3 {
         world.clock.advance(Duration::from_secs(60));
         world.hear();
-        world.apply(Event::Due(None));
+        world.apply(LoopEvent::Due(None));
     }
     let declared = gaps(&world);
     assert_eq!(declared.len(), 1, "declared once");
     assert_eq!((declared[0].window, declared[0].reason), (Window { start: stopped, end: begins }, GapReason::Outage));
     assert_eq!(world.complete_until(GENERAL), Some(stopped), "not passed before the host has the record");
     assert_eq!(world.gaps(GENERAL), []);
-    world.apply(Event::Done(Done::Gap(declared[0].clone(), Ok(()))));
+    world.apply(LoopEvent::Done(ActionResult::Gap(declared[0].clone(), Ok(()))));
     assert_eq!(world.complete_until(GENERAL), Some(window.end), "what was read behind the gap counts at once");
     assert_eq!(world.gaps(GENERAL), [(stopped, begins, "outage".to_owned())], "the position remembers it");
 }
@@ -315,9 +320,9 @@ fn what_was_not_listed_for_more_than_a_week_is_declared_once_it_is_known_where_l
 fn a_single_pass_lists_matches_first_and_ends_when_everything_is_settled_and_written() {
     let mut world = World::new(&[ContentType::Dlp, GENERAL, ContentType::Exchange], true);
     let listed = |world: &mut World| {
-        let listed = world.begun.extract_if(.., |action| matches!(action, Action::List(..)));
+        let listed = world.begun.extract_if(.., |action| matches!(action, LoopAction::List(..)));
         listed
-            .map(|action| if let Action::List(content_type, _) = action { content_type } else { unreachable!() })
+            .map(|action| if let LoopAction::List(content_type, _) = action { content_type } else { unreachable!() })
             .collect()
     };
     for content_type in [ContentType::Dlp, GENERAL, ContentType::Exchange] {
@@ -325,13 +330,16 @@ fn a_single_pass_lists_matches_first_and_ends_when_everything_is_settled_and_wri
         assert_eq!(begun, [content_type]);
         world.found(content_type, vec![], Some(day()));
         assert!(!world.decisions.is_finished());
-        world.apply(Event::Found(Found::Ended { content_type, left: None }));
+        world.apply(LoopEvent::Found(ListerReport::Ended { content_type, left: None }));
     }
     while !world.decisions.is_finished() {
-        let at =
-            world.begun.iter().position(|action| matches!(action, Action::Write(..))).expect("nothing is under way");
+        let at = world
+            .begun
+            .iter()
+            .position(|action| matches!(action, LoopAction::Write(..)))
+            .expect("nothing is under way");
         world.begun.remove(at);
-        world.apply(Event::Done(Done::Written(Ok(()))));
+        world.apply(LoopEvent::Done(ActionResult::Written(Ok(()))));
     }
     assert!(world.decisions.report().left.is_empty());
 }
@@ -341,7 +349,7 @@ fn a_single_pass_gives_a_blob_up_and_reports_it() {
     let mut world = World::new(&[GENERAL], true);
     world.found(GENERAL, vec![], Some(day()));
     world.found(GENERAL, vec![blob("b1", 60)], Some(hour()));
-    world.apply(Event::Found(Found::Ended { content_type: GENERAL, left: None }));
+    world.apply(LoopEvent::Found(ListerReport::Ended { content_type: GENERAL, left: None }));
     for _ in 0..ONCE_ATTEMPTS_MAX {
         while world.fetched().is_empty() {
             world.wait();
@@ -416,25 +424,25 @@ proptest! {
                     }
                     let at = which % world.begun.len();
                     let done = match world.begun.remove(at) {
-                        Action::Fetch(job, _) if well => {
+                        LoopAction::Fetch(job, _) if well => {
                             settled.push(job.blob.created);
                             open.remove(&job.blob.id.to_string());
-                            Done::Blob(job, Outcome::Settled)
+                            ActionResult::Blob(job, FetchOutcome::Settled)
                         }
-                        Action::Fetch(job, _) => Done::Blob(job, unread("cut")),
-                        Action::Write(..) => Done::Written(Ok(())),
-                        Action::TendHold(_) => Done::Held(Ok(())),
-                        Action::Expire | Action::OfferAside => Done::Aside(Ok(())),
-                        Action::Declare(gap) => Done::Gap(gap, Ok(())),
-                        Action::ReportLost(job, gap) => Done::Lost(gap.content_type, job.key, Ok(())),
-                        Action::List(..) => continue,
+                        LoopAction::Fetch(job, _) => ActionResult::Blob(job, unread("cut")),
+                        LoopAction::Write(..) => ActionResult::Written(Ok(())),
+                        LoopAction::TendHold(_) => ActionResult::Held(Ok(())),
+                        LoopAction::Expire | LoopAction::OfferAside => ActionResult::Aside(Ok(())),
+                        LoopAction::Declare(gap) => ActionResult::Gap(gap, Ok(())),
+                        LoopAction::ReportLost(job, gap) => ActionResult::Lost(gap.content_type, job.key, Ok(())),
+                        LoopAction::List(..) => continue,
                     };
-                    world.apply(Event::Done(done));
+                    world.apply(LoopEvent::Done(done));
                 }
                 Step::Wait(seconds) => {
                     world.clock.advance(Duration::from_secs(seconds.into()));
                     world.hear();
-                    world.apply(Event::Due(None));
+                    world.apply(LoopEvent::Due(None));
                 }
             }
             let complete = world.complete_until(GENERAL);
@@ -444,7 +452,7 @@ proptest! {
             prop_assert!(oldest.is_none_or(|oldest| complete.is_none_or(|complete| complete <= oldest)));
             let fetching = world.fetched().len();
             prop_assert!(fetching <= 32 && (fetching > 0 || world.decisions.ready.is_empty()), "a blob waits for nothing");
-            prop_assert!(world.begun.iter().filter(|action| matches!(action, Action::Write(..))).count() <= 1);
+            prop_assert!(world.begun.iter().filter(|action| matches!(action, LoopAction::Write(..))).count() <= 1);
         }
     }
 }

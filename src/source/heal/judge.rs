@@ -27,7 +27,7 @@ const EDGE_SPACINGS: i64 = 4;
 
 /// The result of one reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Found {
+pub(super) struct RecordSpan {
     /// Different records.
     pub count: u64,
     /// The earliest and the latest of them.
@@ -36,7 +36,7 @@ pub(super) struct Found {
     pub is_cut: bool,
 }
 
-impl Found {
+impl RecordSpan {
     /// Notes the time of a record.
     pub fn note(&mut self, time: Timestamp) {
         let (first, last) = self.between.unwrap_or((time, time));
@@ -45,7 +45,7 @@ impl Found {
 }
 
 /// Why an answer was truncated, if it declares it or the numbers prove it.
-pub(super) fn is_cut(query: &GraphQuery, found: &Found) -> Option<String> {
+pub(super) fn is_cut(query: &GraphQuery, found: &RecordSpan) -> Option<String> {
     if query.is_cut || found.is_cut {
         return Some("Microsoft Graph says that records are missing (isRecordCountLimitExceeded)".into());
     }
@@ -60,7 +60,7 @@ pub(super) fn is_cut(query: &GraphQuery, found: &Found) -> Option<String> {
 pub(super) fn is_doubted(
     window: Window,
     query: &GraphQuery,
-    found: &Found,
+    found: &RecordSpan,
     others: &[u64],
     expected: Option<u64>,
 ) -> Option<String> {
@@ -104,15 +104,15 @@ mod tests {
         }
     }
 
-    fn found(count: u64, first: i64, last: i64) -> Found {
-        Found { count, between: Some((t(first), t(last))), is_cut: false }
+    fn found(count: u64, first: i64, last: i64) -> RecordSpan {
+        RecordSpan { count, between: Some((t(first), t(last))), is_cut: false }
     }
 
     #[test]
     fn what_says_that_it_was_cut_or_has_as_much_as_it_may_was_cut() {
         assert_eq!(is_cut(&query(), &found(10, 0, 9)), None);
         assert!(is_cut(&GraphQuery { is_cut: true, ..query() }, &found(10, 0, 9)).is_some());
-        assert!(is_cut(&query(), &Found { is_cut: true, ..found(10, 0, 9) }).is_some());
+        assert!(is_cut(&query(), &RecordSpan { is_cut: true, ..found(10, 0, 9) }).is_some());
         assert!(is_cut(&GraphQuery { limit: Some(10), ..query() }, &found(10, 0, 9)).is_some());
         assert!(is_cut(&query(), &found(RECORDS_MAX, 0, 9)).is_some());
     }
@@ -121,7 +121,7 @@ mod tests {
     fn an_answer_is_doubted_for_its_numbers_and_its_edges_and_believed_when_it_says_what_the_whole_said() {
         let day = Window { start: t(0), end: t(1440) };
         let doubted =
-            |found: Found, others: &[u64], expected| is_doubted(day, &query(), &found, others, expected).is_some();
+            |found: RecordSpan, others: &[u64], expected| is_doubted(day, &query(), &found, others, expected).is_some();
         for (what, found, others, is) in [
             ("even", found(100, 5, 1430), &[40_u64][..], false),
             ("round", found(2000, 1, 1439), &[], true),
@@ -131,7 +131,7 @@ mod tests {
             ("nothing at the beginning", found(100, 400, 1439), &[], true),
             ("nothing at the end", found(100, 1, 900), &[], true),
             ("few and far between", found(5, 600, 700), &[], false),
-            ("none", Found::default(), &[], false),
+            ("none", RecordSpan::default(), &[], false),
         ] {
             assert_eq!(doubted(found, others, None), is, "{what}");
             assert!(!doubted(found, others, Some(found.count)), "{what}: it is what the whole said");

@@ -9,19 +9,19 @@ use crate::model::{ContentType, Timestamp};
 use crate::normalise::CanonicalKey;
 use crate::receipts::Class;
 use crate::reconcile::class;
-use crate::reconcile::evidence::{self, Known, Reach, Take};
+use crate::reconcile::evidence::{self, EvidenceReach, Known, ReceiptVisitor};
 use crate::reconcile::stored::StateReceipts;
 
 /// Ids of events. They are hashes, and every receipt is looked up among them.
-pub(super) type Ids = std::collections::HashSet<u128, foldhash::fast::RandomState>;
+pub(super) type EventIds = std::collections::HashSet<u128, foldhash::fast::RandomState>;
 
 /// Which of some events have a receipt.
 struct Search<'a> {
-    wanted: &'a Ids,
-    found: Ids,
+    wanted: &'a EventIds,
+    found: EventIds,
 }
 
-impl Take for Search<'_> {
+impl ReceiptVisitor for Search<'_> {
     fn entry(&mut self, key: CanonicalKey, _: &Class) {
         let id = u128::from_be_bytes(*key.as_bytes());
         if self.wanted.contains(&id) {
@@ -40,14 +40,14 @@ impl Take for Search<'_> {
 pub(super) async fn by_receipts(
     store: &Arc<dyn StateStore>,
     keys: &Keys,
-    wanted: &Ids,
+    wanted: &EventIds,
     since: Timestamp,
-) -> Result<(Ids, Option<Timestamp>), StateError> {
-    let mut search = Search { wanted, found: Ids::default() };
+) -> Result<(EventIds, Option<Timestamp>), StateError> {
+    let mut search = Search { wanted, found: EventIds::default() };
     let reach = StateReceipts::new(store.clone(), keys).of_events_since(since).visit(&mut search).await?;
     let reach = reach.map(|reach| match reach {
-        Reach::Whole => Timestamp::MIN,
-        Reach::From(from) => from,
+        EvidenceReach::Whole => Timestamp::MIN,
+        EvidenceReach::From(from) => from,
     });
     Ok((search.found, reach.filter(|reach| *reach < Timestamp::MAX)))
 }
@@ -60,9 +60,9 @@ pub(super) async fn streams(
     store: &dyn StateStore,
     keys: &Keys,
     content_types: &[ContentType],
-) -> Result<Vec<plan::Stream>, StateError> {
+) -> Result<Vec<plan::PlannedStream>, StateError> {
     let stored = evidence::streams(store, keys, content_types).await?;
-    let stream = |stream: class::Stream| plan::Stream {
+    let stream = |stream: class::ComparedStream| plan::PlannedStream {
         content_type: stream.content_type,
         position: stream.position,
         late: stream.late,

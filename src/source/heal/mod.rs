@@ -8,13 +8,13 @@
 //! `plan` computes the windows to search, `read` reads one search, `record` turns its records into events, `judge`
 //! decides whether its answer is complete, `known` finds the events delivered before, and `work` runs the steps.
 
-pub mod desk;
 mod judge;
 mod known;
 mod once;
 mod plan;
 mod read;
 mod record;
+pub mod requests;
 mod work;
 
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use jiff::SignedDuration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use self::desk::{Ask, Asked, Desk, Ended, HealError, HealSettings, Progress};
+use self::requests::{HealAsk, HealError, HealProgress, HealQueue, HealRequest, HealResult, HealSettings};
 use super::context::FetchContext;
 use super::error::SourceError;
-use super::health::{Board, Level, Place};
+use super::health::{Component, HealthReporter, Level};
 use super::opening::open_ledger;
 use super::parts::TenantParts;
 use super::report::{Left, LeftKind};
@@ -35,13 +35,13 @@ use super::server_time::ServerTime;
 use crate::api::{GraphClient, GraphVersion};
 use crate::backoff::Backoff;
 use crate::checkpoint::format::{self, Keys};
-use crate::checkpoint::heal::{NotKnown, StoredHeal, Wanted};
-use crate::checkpoint::ledger::{Change, Opened};
+use crate::checkpoint::heal::{NotKnown, StoredHeal, WantedInterval};
+use crate::checkpoint::ledger::{Change, OpenedLedger};
 use crate::checkpoint::server_clock::ServerClock;
 use crate::host::StateError;
 use crate::metrics;
 use crate::model::{Actionable, ContentType, Timestamp, Window, counted};
-use work::{Slot, Step, Stop, Working};
+use work::{HealStop, JobKind, StepResult, Working};
 
 /// The intervals at which it looks for gaps, at first and later.
 const LOOK_FOR_GAPS: Backoff = Backoff::between(Duration::from_secs(5), Duration::from_secs(60)).exactly();
@@ -55,17 +55,17 @@ pub(super) const STOP_GRACE: Duration = Duration::from_secs(8);
 /// The parts from which a healer is made, for a tenant that may never need one.
 pub(super) struct Seed {
     context: FetchContext,
-    board: Board,
+    reporter: HealthReporter,
     content_types: Vec<ContentType>,
     server: ServerTime,
     settings: HealSettings,
 }
 
 impl Seed {
-    fn of(parts: &TenantParts, context: &FetchContext, board: &Board) -> Self {
+    fn of(parts: &TenantParts, context: &FetchContext, reporter: &HealthReporter) -> Self {
         Self {
             context: FetchContext { stop: context.stop.child_token(), ..context.clone() },
-            board: board.clone(),
+            reporter: reporter.clone(),
             content_types: parts.content_types.clone(),
             server: parts.server.clone(),
             settings: parts.heal.clone(),
@@ -74,11 +74,11 @@ impl Seed {
 
     /// The healer of a tenant whose state is open.
     async fn healer(&self) -> Result<Box<Healer>, StateError> {
-        let Self { context, board, content_types, server, settings } = self;
+        let Self { context, reporter, content_types, server, settings } = self;
         let mut healer = Box::new(Healer {
             graph: context.api.graph(),
             context: context.clone(),
-            board: board.clone(),
+            reporter: reporter.clone(),
             content_types: content_types.clone(),
             server: server.clone(),
             settings: settings.clone(),
@@ -90,8 +90,8 @@ impl Seed {
     }
 
     /// Answers requests, with a healer made for each.
-    async fn wait(self: Box<Self>, desk: Desk) {
-        let mut asks = desk.into_asked();
+    async fn wait(self: Box<Self>, request_queue: HealQueue) {
+        let mut asks = request_queue.into_asked();
         loop {
             let asked = tokio::select! {
                 asked = asks.recv() => asked,
@@ -112,7 +112,7 @@ impl Seed {
 /// Fills gaps of one tenant.
 struct Healer {
     context: FetchContext,
-    board: Board,
+    reporter: HealthReporter,
     graph: GraphClient,
     content_types: Vec<ContentType>,
     server: ServerTime,
@@ -143,7 +143,7 @@ impl Healer {
     }
 
     /// Answers requests and fills gaps until the source stops.
-    async fn serve(mut self: Box<Self>, desk: Option<Desk>) {
+    async fn serve(mut self: Box<Self>, request_queue: Option<HealQueue>) {
         if self.settings.gaps {
             self.context.healed.turn_on();
             if let Some(cloud) = &self.settings.without_search {
@@ -153,9 +153,9 @@ impl Healer {
         }
         let fills = self.settings.gaps && self.settings.without_search.is_none();
         if fills {
-            self.say_what_was_left();
+            self.report_left();
         }
-        let mut asks = match desk.map(Desk::into_asked) {
+        let mut asks = match request_queue.map(HealQueue::into_asked) {
             Some(asks) => asks,
             None if fills => mpsc::channel(1).1,
             None => return,
@@ -167,8 +167,8 @@ impl Healer {
             let pause = if fills { Box::pin(self.turn(&mut looks)).await } else { Ok(None) };
             let pause = match pause {
                 Ok(pause) => pause,
-                Err(Stop::Asked) => return,
-                Err(Stop::State(error)) => return self.ends(&error),
+                Err(HealStop::Asked) => return,
+                Err(HealStop::State(error)) => return self.ends(&error),
             };
             let clock = self.context.clock.clone();
             tokio::select! {
@@ -191,23 +191,23 @@ impl Healer {
     }
 
     /// One step at the gaps; how long to wait for the next.
-    async fn turn(&mut self, looks: &mut u32) -> Result<Option<Duration>, Stop> {
+    async fn turn(&mut self, looks: &mut u32) -> Result<Option<Duration>, HealStop> {
         let stop = self.context.stop.clone();
         if self.stored.gaps.is_none() && !self.plan_gaps().await? {
             *looks += 1;
             return Ok(Some(LOOK_FOR_GAPS.after(*looks)));
         }
         *looks = 0;
-        Ok(Some(match self.step(Slot::Gaps, &stop).await? {
-            Step::Again => Duration::ZERO,
-            Step::Pause(pause) => pause,
-            Step::DayIsOver(until) => wait_until(until, self.server.for_requests()),
-            Step::Denied(error) => {
+        Ok(Some(match self.step(JobKind::Gaps, &stop).await? {
+            StepResult::Again => Duration::ZERO,
+            StepResult::Pause(pause) => pause,
+            StepResult::DayIsOver(until) => wait_until(until, self.server.for_requests()),
+            StepResult::Denied(error) => {
                 self.working.is_denied = true;
                 self.trouble(&error.to_string(), error.slug(), &error.hint());
                 work::DENIED_PAUSE
             }
-            Step::Finished => {
+            StepResult::Finished => {
                 self.finish_gaps().await?;
                 Duration::ZERO
             }
@@ -217,19 +217,19 @@ impl Healer {
     /// Reports why gaps stay open, as long as they do.
     fn trouble(&self, what: &str, slug: &str, hint: &str) {
         self.count(slug);
-        self.board.report(Place::Gaps, Level::Degraded, format!("{slug}: {what}"), hint);
+        self.reporter.report(Component::Gaps, Level::Degraded, format!("{slug}: {what}"), hint);
     }
 
     /// Clears the report once Graph allows searches again.
-    fn is_let_in(&mut self) {
+    fn clear_denied(&mut self) {
         if std::mem::take(&mut self.working.is_denied) {
-            self.board.clear(Place::Gaps);
-            self.say_what_was_left();
+            self.reporter.clear(Component::Gaps);
+            self.report_left();
         }
     }
 
     /// Reports the gaps that the last attempt could not fill.
-    fn say_what_was_left(&self) {
+    fn report_left(&self) {
         let (Some(first), Some(again)) = (self.stored.left.first(), self.stored.again_at) else { return };
         let what = match self.stored.left.len() {
             1 => format!("a search could not be believed or did not end, what it is of stays a gap: {first}"),
@@ -239,7 +239,7 @@ impl Healer {
             ),
         };
         let hint = format!("none needed: it is tried again at {again}; `m365-audit heal` tries it now");
-        self.board.report(Place::Gaps, Level::Degraded, format!("heal-incomplete: {what}"), &hint);
+        self.reporter.report(Component::Gaps, Level::Degraded, format!("heal-incomplete: {what}"), &hint);
     }
 
     fn count(&self, slug: &str) {
@@ -253,7 +253,7 @@ impl Healer {
     }
 
     /// Whether there are gaps to fill; they are in the state then.
-    async fn plan_gaps(&mut self) -> Result<bool, Stop> {
+    async fn plan_gaps(&mut self) -> Result<bool, HealStop> {
         let Some(now) = self.server.trusted() else { return Ok(false) };
         if self.stored.again_at.is_some_and(|again| now < again) {
             return Ok(false);
@@ -275,7 +275,7 @@ impl Healer {
     }
 
     /// Reports the filled gaps, and records the windows that were left.
-    async fn finish_gaps(&mut self) -> Result<(), Stop> {
+    async fn finish_gaps(&mut self) -> Result<(), HealStop> {
         let Some(job) = self.stored.gaps.clone() else { return Ok(()) };
         let now = self.server.for_requests();
         let left: Vec<Window> = job.left.iter().map(|left| Window { start: left.from, end: left.to }).collect();
@@ -297,9 +297,9 @@ impl Healer {
         if !job.left.is_empty() {
             self.stored.again_at = now.saturating_add(AGAIN_AFTER).ok();
             self.count("heal-incomplete");
-            self.say_what_was_left();
+            self.report_left();
         } else {
-            self.board.clear(Place::Gaps);
+            self.reporter.clear(Component::Gaps);
         }
         self.stored.gaps = None;
         self.save().await?;
@@ -312,7 +312,7 @@ impl Healer {
         content_type: ContentType,
         part: Window,
         events: u64,
-        wanted: &Wanted,
+        wanted: &WantedInterval,
         now: Timestamp,
     ) {
         let Window { start: from, end: to } = part;
@@ -334,8 +334,8 @@ impl Healer {
     }
 
     /// Answers a request; refuses others meanwhile.
-    async fn answer(&mut self, asked: Asked, asks: &mut mpsc::Receiver<Box<Asked>>) {
-        let Asked { ask, begun, stop, answer } = asked;
+    async fn answer(&mut self, asked: HealRequest, asks: &mut mpsc::Receiver<Box<HealRequest>>) {
+        let HealRequest { ask, begun, stop, answer } = asked;
         let mut work = Box::pin(self.fill(&ask, begun, &stop));
         let result = loop {
             tokio::select! {
@@ -352,10 +352,10 @@ impl Healer {
     /// Fills the requested range.
     async fn fill(
         &mut self,
-        ask: &Ask,
-        begun: oneshot::Sender<Arc<Progress>>,
+        ask: &HealAsk,
+        begun: oneshot::Sender<Arc<HealProgress>>,
         stop: &CancellationToken,
-    ) -> Result<Ended, HealError> {
+    ) -> Result<HealResult, HealError> {
         if let Some(cloud) = &self.settings.without_search {
             return Err(HealError::Cloud(cloud.clone()));
         }
@@ -375,7 +375,7 @@ impl Healer {
             let windows = self.unfinished(ask).map_or(job.windows.len(), |known| known.windows.len());
             let left = (work::SUBMISSIONS_MAX.saturating_sub(self.submitted(now).len())) as u64;
             let would_take = Some((windows as u64, left));
-            return Ok(Ended { would_take, notes: notes.into_iter().collect(), ..Ended::default() });
+            return Ok(HealResult { would_take, notes: notes.into_iter().collect(), ..HealResult::default() });
         }
         if self.unfinished(ask).is_none() {
             self.stored.asked = Some(job);
@@ -392,7 +392,7 @@ impl Healer {
     }
 
     /// The stored range, if it is the requested one and unfinished.
-    fn unfinished(&self, ask: &Ask) -> Option<&crate::checkpoint::heal::StoredJob> {
+    fn unfinished(&self, ask: &HealAsk) -> Option<&crate::checkpoint::heal::StoredJob> {
         self.stored.asked.as_ref().filter(|known| {
             let same_types =
                 ask.content_types.is_empty() || ask.content_types.iter().all(|t| known.types.contains_key(t));
@@ -407,24 +407,24 @@ impl Healer {
         })
     }
 
-    async fn fill_to_the_end(&mut self, stop: &CancellationToken) -> Result<Ended, HealError> {
+    async fn fill_to_the_end(&mut self, stop: &CancellationToken) -> Result<HealResult, HealError> {
         let tenant = self.context.tenant.clone();
-        let mut ended = Ended::default();
+        let mut ended = HealResult::default();
         loop {
-            let step = match self.step(Slot::Asked, stop).await {
+            let step = match self.step(JobKind::Asked, stop).await {
                 Ok(step) => step,
-                Err(Stop::Asked) => {
+                Err(HealStop::Asked) => {
                     ended.interrupted = true;
                     break;
                 }
-                Err(Stop::State(source)) => return Err(SourceError::State { tenant, source }.into()),
+                Err(HealStop::State(source)) => return Err(SourceError::State { tenant, source }.into()),
             };
             let pause = match step {
-                Step::Again => continue,
-                Step::Pause(pause) => pause,
-                Step::Denied(error) => return Err(error.into()),
-                Step::Finished => break,
-                Step::DayIsOver(until) => {
+                StepResult::Again => continue,
+                StepResult::Pause(pause) => pause,
+                StepResult::Denied(error) => return Err(error.into()),
+                StepResult::Finished => break,
+                StepResult::DayIsOver(until) => {
                     ended.notes.push(format!(
                         "the {} searches that a tenant may submit in 24 hours are used up; the same command goes on from {until}",
                         work::SUBMISSIONS_MAX
@@ -445,15 +445,15 @@ impl Healer {
         if !ended.interrupted {
             let finished = self.finish_range().await;
             ended.left = finished.map_err(|stop| match stop {
-                Stop::State(source) => HealError::from(SourceError::State { tenant, source }),
-                Stop::Asked => HealError::SourceEnded,
+                HealStop::State(source) => HealError::from(SourceError::State { tenant, source }),
+                HealStop::Asked => HealError::SourceEnded,
             })?;
         }
         Ok(ended)
     }
 
     /// Reports which gaps the range has filled; returns in words what was left, which stays open for the next request.
-    async fn finish_range(&mut self) -> Result<Vec<String>, Stop> {
+    async fn finish_range(&mut self) -> Result<Vec<String>, HealStop> {
         let Some(mut job) = self.stored.asked.clone() else { return Ok(Vec::new()) };
         let now = self.server.for_requests();
         let streams = known::streams(&*self.context.store, &self.keys(), &self.content_types).await?;
@@ -485,7 +485,7 @@ impl Healer {
             // Every window left of gaps is filled by now.
             self.stored.left.clear();
             self.stored.again_at = None;
-            self.board.clear(Place::Gaps);
+            self.reporter.clear(Component::Gaps);
         }
         self.save().await?;
         Ok(words)
@@ -529,25 +529,25 @@ impl AtWork {
     pub(super) async fn begin(
         parts: &mut TenantParts,
         context: &FetchContext,
-        board: &Board,
+        reporter: &HealthReporter,
         stop: &CancellationToken,
     ) -> Result<Self, StateError> {
-        let desk = parts.heal_desk.take();
+        let request_queue = parts.heal_queue.take();
         if parts.once && parts.heal.gaps {
             // Events of the pass must be recorded under both keys.
             context.healed.turn_on();
-            let mut seed = Box::new(Seed::of(parts, context, board));
+            let mut seed = Box::new(Seed::of(parts, context, reporter));
             seed.context.stop = stop.child_token();
             return Ok(Self::After(seed));
         }
-        if parts.once || desk.is_none() && !parts.heal.gaps {
+        if parts.once || request_queue.is_none() && !parts.heal.gaps {
             return Ok(Self::Nothing);
         }
-        let seed = Box::new(Seed::of(parts, context, board));
+        let seed = Box::new(Seed::of(parts, context, reporter));
         // A running healer takes some kilobytes, which a tenant without gaps should not hold.
-        let work: futures_util::future::BoxFuture<'static, ()> = match desk {
-            Some(desk) if !parts.heal.gaps => Box::pin(seed.wait(desk)),
-            desk => Box::pin(seed.healer().await?.serve(desk)),
+        let work: futures_util::future::BoxFuture<'static, ()> = match request_queue {
+            Some(request_queue) if !parts.heal.gaps => Box::pin(seed.wait(request_queue)),
+            request_queue => Box::pin(seed.healer().await?.serve(request_queue)),
         };
         let work = tracing::Instrument::in_current_span(work);
         Ok(Self::Beside(tokio_util::task::AbortOnDropHandle::new(tokio::spawn(work))))
@@ -577,20 +577,21 @@ impl AtWork {
 ///
 /// # Errors
 /// As for a running source, and when the state cannot be opened or Microsoft cannot be reached.
-pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, HealError> {
-    let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
+pub async fn alone(parts: TenantParts, asked: HealRequest) -> Result<HealResult, HealError> {
+    let reporter =
+        HealthReporter::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
     // As in a single pass, an error is reported at once instead of retried for ever.
     let parts = TenantParts { once: true, ..parts };
-    let Some(opened) = open_ledger(&parts, &board, &asked.stop).await? else {
+    let Some(opened) = open_ledger(&parts, &reporter, &asked.stop).await? else {
         return Err(HealError::SourceEnded);
     };
-    let (Opened { ledger, handle, tenant, events, healed, .. }, hold) = *opened;
+    let (OpenedLedger { ledger, handle, tenant, events, healed, .. }, hold) = *opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let writer = tokio::spawn(ledger.run());
     let result = {
-        let context = FetchContext::new(&parts, &board, handle, (events, healed), hold, &CancellationToken::new());
-        let Asked { ask, begun, stop, .. } = asked;
-        let seed = Seed::of(&parts, &context, &board);
+        let context = FetchContext::new(&parts, &reporter, handle, (events, healed), hold, &CancellationToken::new());
+        let HealRequest { ask, begun, stop, .. } = asked;
+        let seed = Seed::of(&parts, &context, &reporter);
         match seed.healer().await {
             Ok(mut healer) => {
                 drop((context, seed));

@@ -2,8 +2,8 @@
 //! reported. The searches are in the state, so that the next pass continues them.
 
 use super::super::report::{Left, LeftKind};
-use super::desk::HealError;
-use super::work::{Slot, Step, Stop};
+use super::requests::HealError;
+use super::work::{HealStop, JobKind, StepResult};
 use super::{Healer, known};
 use crate::api::{GraphError, GraphFault};
 use crate::host::StateError;
@@ -19,14 +19,14 @@ impl Healer {
         }
         self.working.is_waited_for = true;
         let filled = match self.fill_gaps_once().await {
-            Ok(denied) => self.still_open(denied.as_ref()).await.map_err(Stop::State),
+            Ok(denied) => self.still_open(denied.as_ref()).await.map_err(HealStop::State),
             Err(stop) => Err(stop),
         };
         match filled {
             Ok(left) => left,
             // The requester stopped it and needs no report.
-            Err(Stop::Asked) => Vec::new(),
-            Err(Stop::State(error)) => {
+            Err(HealStop::Asked) => Vec::new(),
+            Err(HealStop::State(error)) => {
                 let tenant = &self.context.tenant;
                 let why = format!("gaps of tenant `{tenant}` could not be filled through Microsoft Graph: {error}");
                 vec![Left { why, kind: LeftKind::Passing }]
@@ -35,19 +35,19 @@ impl Healer {
     }
 
     /// Works until nothing can be done now; returns the error with which Graph refused, if it did.
-    async fn fill_gaps_once(&mut self) -> Result<Option<GraphError>, Stop> {
+    async fn fill_gaps_once(&mut self) -> Result<Option<GraphError>, HealStop> {
         let (clock, stop) = (self.context.clock.clone(), self.context.stop.clone());
         let until = clock.monotonic() + self.settings.query_wait;
         while self.stored.gaps.is_some() || self.plan_gaps().await? {
             if stop.is_cancelled() {
-                return Err(Stop::Asked);
+                return Err(HealStop::Asked);
             }
-            let pause = match self.step(Slot::Gaps, &stop).await? {
-                Step::Again => continue,
-                Step::Pause(pause) => pause,
-                Step::DayIsOver(_) => return Ok(None),
-                Step::Denied(error) => return Ok(Some(error)),
-                Step::Finished => {
+            let pause = match self.step(JobKind::Gaps, &stop).await? {
+                StepResult::Again => continue,
+                StepResult::Pause(pause) => pause,
+                StepResult::DayIsOver(_) => return Ok(None),
+                StepResult::Denied(error) => return Ok(Some(error)),
+                StepResult::Finished => {
                     self.finish_gaps().await?;
                     continue;
                 }
@@ -57,7 +57,7 @@ impl Healer {
             }
             tokio::select! {
                 () = clock.sleep(pause) => {}
-                () = stop.cancelled() => return Err(Stop::Asked),
+                () = stop.cancelled() => return Err(HealStop::Asked),
             }
         }
         Ok(None)

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use jiff::SignedDuration;
 
-use super::desk::{Ask, HealError};
+use super::requests::{HealAsk, HealError};
 use crate::checkpoint::format::Position;
-use crate::checkpoint::heal::{LeftOut, StoredHeal, StoredJob, StoredWindow, Wanted, without};
+use crate::checkpoint::heal::{LeftOut, StoredHeal, StoredJob, StoredWindow, WantedInterval, without};
 use crate::model::{ContentType, Timestamp, Window};
 use crate::plan::floor_to_second;
 
@@ -28,14 +28,14 @@ const WINDOWS_MAX: i64 = 120;
 const GAPS_AT_ONCE: usize = 32;
 
 /// The properties of a stream that planning needs.
-pub(super) struct Stream {
+pub(super) struct PlannedStream {
     pub content_type: ContentType,
     pub position: Option<Position>,
     /// The greatest delay seen from events to their blobs.
     pub late: SignedDuration,
 }
 
-impl Stream {
+impl PlannedStream {
     /// How long before a gap its missing events may have happened.
     fn lead(&self) -> SignedDuration {
         self.late.clamp(LATE_MIN, LATE_MAX)
@@ -43,8 +43,13 @@ impl Stream {
 }
 
 /// The gaps to be filled at `now`; `None`: there are none.
-pub(super) fn for_gaps(streams: &[Stream], stored: &StoredHeal, now: Timestamp, salt: String) -> Option<StoredJob> {
-    let mut types: BTreeMap<String, Vec<Wanted>> = BTreeMap::new();
+pub(super) fn for_gaps(
+    streams: &[PlannedStream],
+    stored: &StoredHeal,
+    now: Timestamp,
+    salt: String,
+) -> Option<StoredJob> {
+    let mut types: BTreeMap<String, Vec<WantedInterval>> = BTreeMap::new();
     let ended_by = now.saturating_sub(SETTLED).unwrap_or(now);
     let mut count = 0;
     for stream in streams {
@@ -59,7 +64,7 @@ pub(super) fn for_gaps(streams: &[Stream], stored: &StoredHeal, now: Timestamp, 
                 if count > GAPS_AT_ONCE {
                     break;
                 }
-                types.entry(stream.content_type.as_str().to_owned()).or_default().push(Wanted {
+                types.entry(stream.content_type.as_str().to_owned()).or_default().push(WantedInterval {
                     lead: floor_to_second(part.start.saturating_sub(stream.lead()).unwrap_or(part.start)),
                     from: part.start,
                     to: part.end,
@@ -77,8 +82,8 @@ pub(super) fn for_gaps(streams: &[Stream], stored: &StoredHeal, now: Timestamp, 
 /// The range is invalid, or the state no longer shows which of its events were delivered. `reach` is the time since
 /// which receipts are complete.
 pub(super) fn for_range(
-    streams: &[Stream],
-    ask: &Ask,
+    streams: &[PlannedStream],
+    ask: &HealAsk,
     reach: Option<Timestamp>,
     stored: &StoredHeal,
     now: Timestamp,
@@ -99,7 +104,7 @@ pub(super) fn for_range(
         if !ask.again {
             is_known(stream, Window { start: from, end: to }, reach, stored)?;
         }
-        types.insert(name, vec![Wanted { lead: from, from, to, reason: String::new() }]);
+        types.insert(name, vec![WantedInterval { lead: from, from, to, reason: String::new() }]);
     }
     if let Some(unknown) = ask.content_types.iter().find(|name| !types.contains_key(*name)) {
         return Err(HealError::TypeNotRead(unknown.clone()));
@@ -109,7 +114,12 @@ pub(super) fn for_range(
 
 /// Whether the state shows which events of a window were delivered: each part of it lies before the source's origin, in
 /// a gap, or where receipts reach.
-fn is_known(stream: &Stream, window: Window, reach: Option<Timestamp>, stored: &StoredHeal) -> Result<(), HealError> {
+fn is_known(
+    stream: &PlannedStream,
+    window: Window,
+    reach: Option<Timestamp>,
+    stored: &StoredHeal,
+) -> Result<(), HealError> {
     let Some(position) = &stream.position else { return Ok(()) };
     let min = Timestamp::MIN;
     let gaps = position.gaps.iter().map(|gap| Window { start: gap.from, end: gap.to });
@@ -132,7 +142,7 @@ fn is_known(stream: &Stream, window: Window, reach: Option<Timestamp>, stored: &
     }
 }
 
-fn job(types: BTreeMap<String, Vec<Wanted>>, again: bool, salt: String, now: Timestamp) -> Option<StoredJob> {
+fn job(types: BTreeMap<String, Vec<WantedInterval>>, again: bool, salt: String, now: Timestamp) -> Option<StoredJob> {
     let mut spans: Vec<Window> =
         types.values().flatten().map(|wanted| Window { start: wanted.lead, end: wanted.to }).collect();
     spans.sort_by_key(|span| span.start);
@@ -184,7 +194,7 @@ pub(super) fn halves(window: Window) -> Option<(Window, Window)> {
 }
 
 /// The part of a gap that is filled, given the windows that were left.
-pub(super) fn filled(wanted: &Wanted, left: impl Iterator<Item = Window>) -> Vec<Window> {
+pub(super) fn filled(wanted: &WantedInterval, left: impl Iterator<Item = Window>) -> Vec<Window> {
     // An event that was left may belong to content that is late by up to the lead, so that part of the gap stays open.
     let late = wanted.from.duration_since(wanted.lead);
     let open = left.map(|left| Window { start: left.start, end: left.end.saturating_add(late).unwrap_or(left.end) });
@@ -195,7 +205,7 @@ pub(super) fn filled(wanted: &Wanted, left: impl Iterator<Item = Window>) -> Vec
 /// available as late as content comes.
 pub(super) fn not_known(
     content_type: &str,
-    wanted: &Wanted,
+    wanted: &WantedInterval,
     left: &[Window],
     left_out: &[LeftOut],
 ) -> Vec<(Window, u64)> {
@@ -216,7 +226,7 @@ pub(super) fn span_of(events: &LeftOut) -> Window {
 }
 
 /// The gap's interval that a range of event times fills, for a stream that comes as late as this.
-pub(super) fn filled_by_range(stream: &Stream, range: Window) -> Option<Window> {
+pub(super) fn filled_by_range(stream: &PlannedStream, range: Window) -> Option<Window> {
     let start = range.start.saturating_add(stream.lead()).ok()?;
     (start < range.end).then_some(Window { start, end: range.end })
 }
@@ -232,16 +242,16 @@ mod tests {
         Timestamp::from_second(hour * 3600).unwrap()
     }
 
-    fn stream(gaps: &[(i64, i64)]) -> Stream {
+    fn stream(gaps: &[(i64, i64)]) -> PlannedStream {
         let mut position = Position::first(t(1000));
         for (from, to) in gaps {
             position.note_gap(DeclaredGap { from: t(*from), to: t(*to), reason: "outage".into() });
         }
-        Stream { content_type: ContentType::Exchange, position: Some(position), late: SignedDuration::ZERO }
+        PlannedStream { content_type: ContentType::Exchange, position: Some(position), late: SignedDuration::ZERO }
     }
 
-    fn ask(from: i64, to: i64) -> Ask {
-        Ask { from: t(from), to: Some(t(to)), content_types: Vec::new(), again: false, dry_run: false }
+    fn ask(from: i64, to: i64) -> HealAsk {
+        HealAsk { from: t(from), to: Some(t(to)), content_types: Vec::new(), again: false, dry_run: false }
     }
 
     #[test]
@@ -274,7 +284,7 @@ mod tests {
     fn a_range_is_refused_where_nobody_knows_what_was_delivered() {
         let streams = [stream(&[(2000, 2200)])];
         let plan = |from, to, reach: Option<i64>, again| {
-            let ask = Ask { again, ..ask(from, to) };
+            let ask = HealAsk { again, ..ask(from, to) };
             for_range(&streams, &ask, reach.map(t), &StoredHeal::default(), t(2400), "s".into()).map_err(|e| e.slug())
         };
         assert!(plan(100, 1000, None, false).is_ok(), "before the origin");
@@ -285,7 +295,7 @@ mod tests {
         assert!(plan(1900, 2200, Some(1950), true).is_ok());
         assert_eq!(plan(2300, 2300, None, false), Err("heal-range"));
         assert_eq!(plan(2500, 2600, None, false), Err("heal-range"), "in the future");
-        let of = Ask { content_types: vec!["DLP.All".into()], ..ask(100, 200) };
+        let of = HealAsk { content_types: vec!["DLP.All".into()], ..ask(100, 200) };
         let refused = for_range(&streams, &of, None, &StoredHeal::default(), t(2400), "s".into());
         assert_eq!(refused.map_err(|e| e.slug()), Err("heal-type-not-read"));
     }
@@ -302,7 +312,7 @@ mod tests {
 
     #[test]
     fn what_was_left_keeps_open_whatever_its_events_may_be_of() {
-        let wanted = Wanted { lead: t(28), from: t(100), to: t(200), reason: String::new() };
+        let wanted = WantedInterval { lead: t(28), from: t(100), to: t(200), reason: String::new() };
         let w = |from, to| Window { start: t(from), end: t(to) };
         assert_eq!(filled(&wanted, std::iter::empty()), [w(100, 200)]);
         assert_eq!(filled(&wanted, [w(30, 40)].into_iter()), [w(112, 200)]);
@@ -310,7 +320,7 @@ mod tests {
     }
     #[test]
     fn what_was_left_out_keeps_open_what_it_may_be_of_and_says_so() {
-        let wanted = Wanted { lead: t(28), from: t(100), to: t(200), reason: String::new() };
+        let wanted = WantedInterval { lead: t(28), from: t(100), to: t(200), reason: String::new() };
         let w = |from, to| Window { start: t(from), end: t(to) };
         let out = |of: &str, from, to| LeftOut { content_type: of.into(), from: t(from), to: t(to), events: 3 };
         let second = SignedDuration::from_secs(1);

@@ -9,13 +9,13 @@ use std::sync::atomic::Ordering;
 
 use tokio_util::sync::CancellationToken;
 
-use super::super::backfill::{Failed, settle};
+use super::super::backfill::{SettleFailure, settle};
+use super::super::backfill_requests::{BackfillProgress as Counted, Backfilling};
 use super::super::context::FetchContext;
-use super::super::desk::{Backfilling, Progress as Counted};
-use super::desk::Progress;
-use super::judge::{self, Found};
-use super::known::{self, Ids};
-use super::record::{Fate, Record};
+use super::judge::{self, RecordSpan};
+use super::known::{self, EventIds};
+use super::record::{GraphRecord, RecordFate};
+use super::requests::HealProgress;
 use crate::api::{GraphClient, GraphError, GraphQuery};
 use crate::checkpoint::format::Keys;
 use crate::checkpoint::heal::{LeftOut, StoredJob};
@@ -36,9 +36,9 @@ const CONTENT: &str = "graph:records";
 
 /// The result of reading a search.
 #[derive(Debug, Default)]
-pub(super) struct Read {
+pub(super) struct ReadResult {
     /// What the readings found together.
-    pub found: Found,
+    pub found: RecordSpan,
     /// How often it was read.
     pub readings: u32,
     /// Two readings agreed, and all that they hold is delivered.
@@ -55,7 +55,7 @@ pub(super) struct Read {
 }
 
 /// Why reading stopped early.
-pub(super) enum Trouble {
+pub(super) enum ReadTrouble {
     Stopped,
     State(StateError),
     Graph(GraphError),
@@ -63,13 +63,13 @@ pub(super) enum Trouble {
     Other(String),
 }
 
-impl From<GraphError> for Trouble {
+impl From<GraphError> for ReadTrouble {
     fn from(error: GraphError) -> Self {
         Self::Graph(error)
     }
 }
 
-impl From<StateError> for Trouble {
+impl From<StateError> for ReadTrouble {
     fn from(error: StateError) -> Self {
         match error {
             StateError::Unavailable(why) => Self::Other(format!("the state cannot be read now: {why}")),
@@ -80,7 +80,7 @@ impl From<StateError> for Trouble {
 
 /// The state of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Seen {
+enum RecordState {
     /// Found, and not looked up.
     New(Option<Key>),
     /// To be delivered.
@@ -90,12 +90,12 @@ enum Seen {
 }
 
 /// The context of a reading.
-pub(super) struct Reader<'a> {
+pub(super) struct SearchReader<'a> {
     pub context: &'a FetchContext,
     pub graph: &'a GraphClient,
     pub job: &'a StoredJob,
     pub content_types: &'a [ContentType],
-    pub progress: &'a Arc<Progress>,
+    pub progress: &'a Arc<HealProgress>,
     pub stop: &'a CancellationToken,
     /// Pages of one reading at most.
     pub pages_max: u32,
@@ -104,27 +104,27 @@ pub(super) struct Reader<'a> {
 }
 
 /// A search that is being read.
-pub(super) struct Reading<'a> {
-    of: Reader<'a>,
+pub(super) struct SearchReading<'a> {
+    of: SearchReader<'a>,
     window: Window,
-    records: HashMap<u128, Seen>,
+    records: HashMap<u128, RecordState>,
     /// Since when the state shows which events were delivered.
     reach: Option<Timestamp>,
-    read: Read,
+    read: ReadResult,
     first_half: u64,
     /// Whether some record has no time.
     has_timeless: bool,
     bodies: HashMap<ContentType, (Vec<u8>, Vec<u128>)>,
 }
 
-impl<'a> Reading<'a> {
-    pub(super) fn new(of: Reader<'a>, window: Window) -> Self {
+impl<'a> SearchReading<'a> {
+    pub(super) fn new(of: SearchReader<'a>, window: Window) -> Self {
         Self {
             of,
             window,
             records: HashMap::new(),
             reach: None,
-            read: Read::default(),
+            read: ReadResult::default(),
             first_half: 0,
             has_timeless: false,
             bodies: HashMap::new(),
@@ -138,7 +138,7 @@ impl<'a> Reading<'a> {
         query: &GraphQuery,
         others: &[u64],
         expected: Option<u64>,
-    ) -> Result<Read, Trouble> {
+    ) -> Result<ReadResult, ReadTrouble> {
         let mut fingerprints: Vec<(u64, u128)> = Vec::new();
         while self.read.readings < READINGS_MAX {
             let fingerprint = self.read_once(&query.id).await?;
@@ -158,7 +158,7 @@ impl<'a> Reading<'a> {
             };
             self.read.agreed = is_whole && same >= needed;
             fingerprints.push(fingerprint);
-            let is_delivered = self.records.values().all(|seen| *seen == Seen::Done);
+            let is_delivered = self.records.values().all(|seen| *seen == RecordState::Done);
             if self.read.agreed && is_delivered {
                 break;
             }
@@ -184,7 +184,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Reads all pages once; returns how many different records they hold, and a fingerprint of them.
-    async fn read_once(&mut self, id: &str) -> Result<(u64, u128), Trouble> {
+    async fn read_once(&mut self, id: &str) -> Result<(u64, u128), ReadTrouble> {
         let middle = self.window.start + self.window.end.duration_since(self.window.start) / 2;
         let mut seen: HashSet<u128> = HashSet::new();
         let mut visited = HashSet::new();
@@ -194,24 +194,24 @@ impl<'a> Reading<'a> {
             pages += 1;
             if pages > self.of.pages_max {
                 // Later pages were not read: two readings that both stop here agree without having seen them.
-                return Err(Trouble::Other(format!("it has more than {} pages", self.of.pages_max)));
+                return Err(ReadTrouble::Other(format!("it has more than {} pages", self.of.pages_max)));
             }
             let page = tokio::select! {
                 page = self.of.graph.records(id, link.as_ref()) => page?,
-                () = self.of.stop.cancelled() => return Err(Trouble::Stopped),
+                () = self.of.stop.cancelled() => return Err(ReadTrouble::Stopped),
             };
             self.read.found.is_cut |= page.is_cut;
             for bytes in &page.records {
-                let record = Record::of(bytes);
+                let record = GraphRecord::of(bytes);
                 if !seen.insert(record.id) {
                     continue;
                 }
                 let is_new = !self.records.contains_key(&record.id);
-                let state = *self.records.entry(record.id).or_insert(Seen::New(record.twin));
+                let state = *self.records.entry(record.id).or_insert(RecordState::New(record.twin));
                 if is_new {
                     self.note(&record, middle);
                 }
-                if state == Seen::Due {
+                if state == RecordState::Due {
                     self.collect(record).await?;
                 }
             }
@@ -221,7 +221,7 @@ impl<'a> Reading<'a> {
             match page.next {
                 None => break,
                 Some(next) if visited.insert(next.clone()) => link = Some(next),
-                Some(_) => return Err(Trouble::Other("a page names one that was read as the next".into())),
+                Some(_) => return Err(ReadTrouble::Other("a page names one that was read as the next".into())),
             }
         }
         self.deliver_all().await?;
@@ -229,7 +229,7 @@ impl<'a> Reading<'a> {
         Ok((seen.len() as u64, fingerprint))
     }
 
-    fn note(&mut self, record: &Record, middle: Timestamp) {
+    fn note(&mut self, record: &GraphRecord, middle: Timestamp) {
         self.read.found.count += 1;
         if !record.is_event {
             tracing::warn!(
@@ -255,19 +255,19 @@ impl<'a> Reading<'a> {
 
     /// Looks up which of the new records were delivered before. From the start of that look-up, the feed reports which
     /// of these records it delivers.
-    async fn look_up(&mut self) -> Result<(), Trouble> {
-        let new: Ids =
-            self.records.iter().filter(|(_, seen)| matches!(seen, Seen::New(_))).map(|(id, _)| *id).collect();
+    async fn look_up(&mut self) -> Result<(), ReadTrouble> {
+        let new: EventIds =
+            self.records.iter().filter(|(_, seen)| matches!(seen, RecordState::New(_))).map(|(id, _)| *id).collect();
         if new.is_empty() {
             return Ok(());
         }
         let twins = self.records.values().filter_map(|seen| match seen {
-            Seen::New(twin) => *twin,
-            Seen::Due | Seen::Done => None,
+            RecordState::New(twin) => *twin,
+            RecordState::Due | RecordState::Done => None,
         });
         let context = self.of.context;
         context.healed.watch_for(twins.collect::<Vec<_>>());
-        let mut known = Ids::default();
+        let mut known = EventIds::default();
         if context.keeps_receipts && !self.of.job.again {
             let keys = Keys::of(&context.tenant);
             let (found, reach) = known::by_receipts(&context.store, &keys, &new, self.since()).await?;
@@ -275,19 +275,19 @@ impl<'a> Reading<'a> {
         }
         self.of.progress.known.fetch_add(known.len() as u64, Ordering::Relaxed);
         for id in new {
-            self.records.insert(id, if known.contains(&id) { Seen::Done } else { Seen::Due });
+            self.records.insert(id, if known.contains(&id) { RecordState::Done } else { RecordState::Due });
         }
         Ok(())
     }
 
     /// Collects a record that is to be delivered.
-    async fn collect(&mut self, record: Record) -> Result<(), Trouble> {
+    async fn collect(&mut self, record: GraphRecord) -> Result<(), ReadTrouble> {
         let fate = record.fate(self.of.job, self.of.content_types, self.reach);
-        let Fate::Deliver(content_type) = fate else {
-            if let (Fate::NotKnown(content_type), Some(time)) = (fate, record.time) {
+        let RecordFate::Deliver(content_type) = fate else {
+            if let (RecordFate::NotKnown(content_type), Some(time)) = (fate, record.time) {
                 self.leave_out(content_type, time);
             }
-            self.records.insert(record.id, Seen::Done);
+            self.records.insert(record.id, RecordState::Done);
             return Ok(());
         };
         let (body, ids) = self.bodies.entry(content_type).or_default();
@@ -305,7 +305,7 @@ impl<'a> Reading<'a> {
         left_out.to = left_out.to.max(time);
     }
 
-    async fn deliver_all(&mut self) -> Result<(), Trouble> {
+    async fn deliver_all(&mut self) -> Result<(), ReadTrouble> {
         for content_type in self.bodies.keys().copied().collect::<Vec<_>>() {
             self.deliver(content_type).await?;
         }
@@ -313,7 +313,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Delivers the records collected for a content type, like a blob of the feed.
-    async fn deliver(&mut self, content_type: ContentType) -> Result<(), Trouble> {
+    async fn deliver(&mut self, content_type: ContentType) -> Result<(), ReadTrouble> {
         let Some((mut body, ids)) = self.bodies.remove(&content_type) else { return Ok(()) };
         body.push(b']');
         let counted = Arc::new(Counted::default());
@@ -334,16 +334,16 @@ impl<'a> Reading<'a> {
         };
         match settle(context, blob).await {
             Ok(()) => {}
-            Err(Failed::Stopped) => return Err(Trouble::Stopped),
-            Err(Failed::State(error)) => return Err(Trouble::State(error)),
-            Err(Failed::Left(why)) => return Err(Trouble::Other(why)),
+            Err(SettleFailure::Stopped) => return Err(ReadTrouble::Stopped),
+            Err(SettleFailure::State(error)) => return Err(ReadTrouble::State(error)),
+            Err(SettleFailure::Left(why)) => return Err(ReadTrouble::Other(why)),
         }
         let (events, repeated) = (counted.events.load(Ordering::Relaxed), counted.duplicates.load(Ordering::Relaxed));
         *self.read.events.entry(content_type).or_default() += events;
         self.of.progress.events.fetch_add(events, Ordering::Relaxed);
         self.of.progress.known.fetch_add(repeated, Ordering::Relaxed);
         for id in ids {
-            self.records.insert(id, Seen::Done);
+            self.records.insert(id, RecordState::Done);
         }
         Ok(())
     }

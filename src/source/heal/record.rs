@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::super::twin::twin_from;
-use crate::checkpoint::heal::{StoredJob, Wanted};
+use crate::checkpoint::heal::{StoredJob, WantedInterval};
 use crate::checkpoint::key::Key;
 use crate::exports::outer::Outer;
 use crate::exports::restore::restore;
@@ -13,7 +13,7 @@ use crate::normalise::{CanonicalKey, Event, canonical_key, event_secs};
 use crate::reconcile::content_type;
 
 /// A record of Graph, as an event.
-pub(super) struct Record {
+pub(super) struct GraphRecord {
     /// The event in the feed's form; the record itself if it holds no readable event.
     pub event: Bytes,
     /// Distinguishes it from others: its canonical key, else a hash of it.
@@ -32,7 +32,7 @@ pub(super) struct Record {
 
 /// The decision on a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum RecordFate {
     /// It belongs to a stream that is being filled.
     Deliver(ContentType),
     /// Its content type or its time is outside the request.
@@ -41,7 +41,7 @@ pub(super) enum Fate {
     NotKnown(ContentType),
 }
 
-impl Record {
+impl GraphRecord {
     /// Reads a record.
     pub(super) fn of(bytes: &Bytes) -> Self {
         let mut inside = Vec::with_capacity(1);
@@ -85,7 +85,7 @@ impl Record {
 
     /// Decides what to do with it. `read` are the content types of the source; `reach` is the time since which the
     /// state shows which events were delivered.
-    pub(super) fn fate(&self, job: &StoredJob, read: &[ContentType], reach: Option<Timestamp>) -> Fate {
+    pub(super) fn fate(&self, job: &StoredJob, read: &[ContentType], reach: Option<Timestamp>) -> RecordFate {
         let of = |content_type: ContentType| job.types.get(content_type.as_str());
         let (sure, likely) = self.content_type;
         let content_type = match sure {
@@ -99,21 +99,21 @@ impl Record {
                 let first = read.iter().copied().find(|content_type| of(*content_type).is_some());
                 match first.filter(|_| all || known && self.canonical.is_some()) {
                     Some(first) => first,
-                    None => return Fate::NotWanted,
+                    None => return RecordFate::NotWanted,
                 }
             }
         };
-        let Some(spans) = of(content_type) else { return Fate::NotWanted };
-        let Some(time) = self.time else { return Fate::Deliver(content_type) };
-        let is_in = |wanted: &Wanted| wanted.from <= time && time < wanted.to;
+        let Some(spans) = of(content_type) else { return RecordFate::NotWanted };
+        let Some(time) = self.time else { return RecordFate::Deliver(content_type) };
+        let is_in = |wanted: &WantedInterval| wanted.from <= time && time < wanted.to;
         if spans.iter().any(is_in) {
-            return Fate::Deliver(content_type);
+            return RecordFate::Deliver(content_type);
         }
         if !spans.iter().any(|wanted| wanted.lead <= time && time < wanted.from) {
-            return Fate::NotWanted;
+            return RecordFate::NotWanted;
         }
         let is_known = self.canonical.is_some() && reach.is_some_and(|reach| reach <= time);
-        if is_known || job.again { Fate::Deliver(content_type) } else { Fate::NotKnown(content_type) }
+        if is_known || job.again { RecordFate::Deliver(content_type) } else { RecordFate::NotKnown(content_type) }
     }
 }
 
@@ -123,16 +123,16 @@ mod tests {
 
     use super::*;
 
-    fn record(id: &str, time: &str, record_type: i64, workload: &str) -> Record {
+    fn record(id: &str, time: &str, record_type: i64, workload: &str) -> GraphRecord {
         let record = format!(
             r##"{{"@odata.type":"#microsoft.graph.security.auditLogRecord","id":"{id}","createdDateTime":"{time}Z","auditLogRecordType":"exchangeAdmin","operation":"o","userId":"u","auditData":{{"@odata.type":"#x","Id":"{id}","RecordType":{record_type},"CreationTime":"{time}Z","Operation":"o","Workload":"{workload}","Parameters@odata.type":"#c","Parameters":[{{"Name":"a","Value":"b"}}]}}}}"##
         );
-        Record::of(&Bytes::from(record))
+        GraphRecord::of(&Bytes::from(record))
     }
 
     fn job(types: &[&str]) -> StoredJob {
         let at = |text: &str| text.parse().unwrap();
-        let wanted = Wanted {
+        let wanted = WantedInterval {
             lead: at("2026-05-01T00:00:00Z"),
             from: at("2026-05-04T00:00:00Z"),
             to: at("2026-05-10T00:00:00Z"),
@@ -174,18 +174,25 @@ mod tests {
         let at = |text: &str| Some(text.parse().unwrap());
         let early = at("2026-01-01T00:00:00Z");
         for (time, record_type, workload, job, reach, expected) in [
-            ("2026-05-05T10:00:00", 1, "Exchange", &exchange, None, Fate::Deliver(Exchange)),
-            ("2026-05-05T10:00:00", 25, "MicrosoftTeams", &exchange, None, Fate::NotWanted),
-            ("2026-05-05T10:00:00", 8, "AzureActiveDirectory", &every, None, Fate::NotWanted),
-            ("2026-05-10T00:00:00", 1, "Exchange", &exchange, early, Fate::NotWanted),
-            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, None, Fate::NotKnown(Exchange)),
-            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, at("2026-05-03T00:00:00Z"), Fate::NotKnown(Exchange)),
-            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, early, Fate::Deliver(Exchange)),
+            ("2026-05-05T10:00:00", 1, "Exchange", &exchange, None, RecordFate::Deliver(Exchange)),
+            ("2026-05-05T10:00:00", 25, "MicrosoftTeams", &exchange, None, RecordFate::NotWanted),
+            ("2026-05-05T10:00:00", 8, "AzureActiveDirectory", &every, None, RecordFate::NotWanted),
+            ("2026-05-10T00:00:00", 1, "Exchange", &exchange, early, RecordFate::NotWanted),
+            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, None, RecordFate::NotKnown(Exchange)),
+            (
+                "2026-05-02T10:00:00",
+                1,
+                "Exchange",
+                &exchange,
+                at("2026-05-03T00:00:00Z"),
+                RecordFate::NotKnown(Exchange),
+            ),
+            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, early, RecordFate::Deliver(Exchange)),
             // Its stream is uncertain.
-            ("2026-05-05T10:00:00", 9999, "Novelty", &every, None, Fate::Deliver(General)),
-            ("2026-05-05T10:00:00", 9999, "Novelty", &exchange, None, Fate::NotWanted),
-            ("2026-05-05T10:00:00", 9999, "Novelty", &exchange, early, Fate::Deliver(Exchange)),
-            ("2026-05-05T10:00:00", 154, "Exchange", &exchange, None, Fate::Deliver(Exchange)),
+            ("2026-05-05T10:00:00", 9999, "Novelty", &every, None, RecordFate::Deliver(General)),
+            ("2026-05-05T10:00:00", 9999, "Novelty", &exchange, None, RecordFate::NotWanted),
+            ("2026-05-05T10:00:00", 9999, "Novelty", &exchange, early, RecordFate::Deliver(Exchange)),
+            ("2026-05-05T10:00:00", 154, "Exchange", &exchange, None, RecordFate::Deliver(Exchange)),
         ] {
             let record = record("a", time, record_type, workload);
             assert_eq!(record.fate(job, &read, reach), expected, "{time} {record_type} {workload} {reach:?}");
@@ -195,7 +202,7 @@ mod tests {
     #[test]
     fn what_holds_no_event_is_kept_as_it_is() {
         for odd in [r#"{"id":"a"}"#, r#"{"value":1}"#, "[1,2]", "\"text\""] {
-            let record = Record::of(&Bytes::copy_from_slice(odd.as_bytes()));
+            let record = GraphRecord::of(&Bytes::copy_from_slice(odd.as_bytes()));
             assert!(!record.is_event && record.event[..] == *odd.as_bytes() || odd.contains("id"), "{odd}");
         }
     }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 
-use super::desk::Progress;
 use super::plan;
-use super::read::{Read, Reader, Reading, Trouble};
+use super::read::{ReadResult, ReadTrouble, SearchReader, SearchReading};
+use super::requests::HealProgress;
 use super::{Healer, judge};
 use crate::api::{GraphError, GraphFault, GraphQuery, QueryStatus};
 use crate::backoff::Backoff;
@@ -50,7 +50,7 @@ const EMPTY_MIN: SignedDuration = SignedDuration::from_hours(6);
 
 /// Which work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Slot {
+pub(super) enum JobKind {
     /// The gaps that were declared.
     Gaps,
     /// The range that was asked for.
@@ -58,7 +58,7 @@ pub(super) enum Slot {
 }
 
 /// The result of a step.
-pub(super) enum Step {
+pub(super) enum StepResult {
     /// There may be more to do at once.
     Again,
     /// There is nothing to do for this long.
@@ -72,12 +72,12 @@ pub(super) enum Step {
 }
 
 /// Why the work stops early.
-pub(super) enum Stop {
+pub(super) enum HealStop {
     Asked,
     State(StateError),
 }
 
-impl From<StateError> for Stop {
+impl From<StateError> for HealStop {
     fn from(error: StateError) -> Self {
         Self::State(error)
     }
@@ -86,7 +86,7 @@ impl From<StateError> for Stop {
 /// The part of the state that is kept only in memory.
 #[derive(Default)]
 pub(super) struct Working {
-    pub progress: Arc<Progress>,
+    pub progress: Arc<HealProgress>,
     /// When to poll a search next, and how often it was polled.
     looks: HashMap<String, (Duration, u32)>,
     /// When a window may be searched again.
@@ -121,17 +121,17 @@ impl Working {
 }
 
 impl Healer {
-    fn job(&self, slot: Slot) -> Option<&StoredJob> {
+    fn job(&self, slot: JobKind) -> Option<&StoredJob> {
         match slot {
-            Slot::Gaps => self.stored.gaps.as_ref(),
-            Slot::Asked => self.stored.asked.as_ref(),
+            JobKind::Gaps => self.stored.gaps.as_ref(),
+            JobKind::Asked => self.stored.asked.as_ref(),
         }
     }
 
-    fn job_mut(&mut self, slot: Slot) -> Option<&mut StoredJob> {
+    fn job_mut(&mut self, slot: JobKind) -> Option<&mut StoredJob> {
         match slot {
-            Slot::Gaps => self.stored.gaps.as_mut(),
-            Slot::Asked => self.stored.asked.as_mut(),
+            JobKind::Gaps => self.stored.gaps.as_mut(),
+            JobKind::Asked => self.stored.asked.as_mut(),
         }
     }
 
@@ -142,14 +142,14 @@ impl Healer {
     }
 
     /// Does what can be done now.
-    pub(super) async fn step(&mut self, slot: Slot, stop: &CancellationToken) -> Result<Step, Stop> {
+    pub(super) async fn step(&mut self, slot: JobKind, stop: &CancellationToken) -> Result<StepResult, HealStop> {
         let now = self.context.clock.monotonic();
-        let Some(job) = self.job(slot) else { return Ok(Step::Finished) };
+        let Some(job) = self.job(slot) else { return Ok(StepResult::Finished) };
         if job.windows.is_empty() {
-            return Ok(Step::Finished);
+            return Ok(StepResult::Finished);
         }
         if now < self.working.hold_until {
-            return Ok(Step::Pause(self.working.hold_until - now));
+            return Ok(StepResult::Pause(self.working.hold_until - now));
         }
         let under_way = job.windows.iter().filter(|window| window.query.is_some()).count();
         self.working.progress.under_way.store(under_way as u64, Ordering::Relaxed);
@@ -170,7 +170,7 @@ impl Healer {
             let submitted = self.submitted(today);
             match submitted.get(submitted.len().saturating_sub(SUBMISSIONS_MAX)) {
                 Some(oldest) if submitted.len() >= SUBMISSIONS_MAX && under_way == 0 => {
-                    return Ok(Step::DayIsOver(oldest.saturating_add(SUBMISSIONS_OVER).unwrap_or(*oldest)));
+                    return Ok(StepResult::DayIsOver(oldest.saturating_add(SUBMISSIONS_OVER).unwrap_or(*oldest)));
                 }
                 _ if submitted.len() >= SUBMISSIONS_MAX => {}
                 _ => return self.submit(slot, at, stop).await,
@@ -179,13 +179,15 @@ impl Healer {
         let next =
             job.windows.iter().filter_map(|window| look_at(window).or_else(|| may_at(window)).filter(|at| *at > now));
         let pause = next.min().map_or(Duration::from_secs(30), |at| at - now);
-        Ok(Step::Pause(pause.max(Duration::from_millis(100))))
+        Ok(StepResult::Pause(pause.max(Duration::from_millis(100))))
     }
 
     /// Submits a search for a window.
-    async fn submit(&mut self, slot: Slot, at: usize, stop: &CancellationToken) -> Result<Step, Stop> {
+    async fn submit(&mut self, slot: JobKind, at: usize, stop: &CancellationToken) -> Result<StepResult, HealStop> {
         let now = self.server.for_requests();
-        let Some(window) = self.job(slot).and_then(|job| job.windows.get(at)).cloned() else { return Ok(Step::Again) };
+        let Some(window) = self.job(slot).and_then(|job| job.windows.get(at)).cloned() else {
+            return Ok(StepResult::Again);
+        };
         // Counted before it is sent: even if the answer is lost, Microsoft may have counted it.
         self.stored.submitted = self.submitted(now);
         self.stored.submitted.push(now);
@@ -193,12 +195,12 @@ impl Healer {
         let name = format!("m365-audit heal {} {}", window.from, window.to);
         let submitted = tokio::select! {
             submitted = self.graph.submit(window.window(), &name) => submitted,
-            () = stop.cancelled() => return Err(Stop::Asked),
+            () = stop.cancelled() => return Err(HealStop::Asked),
         };
         match submitted {
             Ok(query) => {
                 self.working.troubles = 0;
-                self.is_let_in();
+                self.clear_denied();
                 let tenant = metrics::tenant_label(&self.context.tenant);
                 ::metrics::counter!(metrics::HEAL_SEARCHES_TOTAL, "tenant" => tenant).increment(1);
                 self.working.progress.searches.fetch_add(1, Ordering::Relaxed);
@@ -210,7 +212,7 @@ impl Healer {
                     window.submitted = Some(now);
                 }
                 self.save().await?;
-                Ok(Step::Again)
+                Ok(StepResult::Again)
             }
             Err(error) => {
                 if error.fault() != GraphFault::Passing {
@@ -224,49 +226,51 @@ impl Healer {
     }
 
     /// Handles an error of Graph.
-    async fn troubled(&mut self, slot: Slot, at: usize, error: GraphError) -> Result<Step, Stop> {
+    async fn troubled(&mut self, slot: JobKind, at: usize, error: GraphError) -> Result<StepResult, HealStop> {
         self.working.troubles += 1;
         let tenant = self.context.tenant.to_string();
         ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => tenant, "kind" => error.slug()).increment(1);
         tracing::debug!(tenant = %self.context.tenant, "{}: {error}", error.slug());
         let now = self.context.clock.monotonic();
-        let is_waited_for = slot == Slot::Asked || self.working.is_waited_for;
+        let is_waited_for = slot == JobKind::Asked || self.working.is_waited_for;
         let pause = TROUBLE.after(self.working.troubles).max(error.not_before().unwrap_or_default());
         match error.fault() {
             GraphFault::Denied => {
-                self.working.hold_until = now + if slot == Slot::Gaps { DENIED_PAUSE } else { Duration::ZERO };
-                return Ok(Step::Denied(error));
+                self.working.hold_until = now + if slot == JobKind::Gaps { DENIED_PAUSE } else { Duration::ZERO };
+                return Ok(StepResult::Denied(error));
             }
             GraphFault::Refused | GraphFault::Absent => return self.came_to_nothing(slot, at, error.to_string()).await,
             // A requester waits: if Graph has not answered since the command began, that is reported.
             GraphFault::Passing if is_waited_for && self.working.is_unheard() => {
-                return Ok(Step::Denied(error));
+                return Ok(StepResult::Denied(error));
             }
             GraphFault::Passing if is_waited_for && self.working.troubles >= TROUBLES_MAX => {
                 self.working.troubles = 0;
                 self.leave(slot, at, error.to_string());
                 self.save().await?;
-                return Ok(Step::Again);
+                return Ok(StepResult::Again);
             }
             GraphFault::Passing | GraphFault::Throttled => self.working.hold_until = now + pause,
         }
-        Ok(Step::Pause(pause))
+        Ok(StepResult::Pause(pause))
     }
 
     /// Polls a search, and reads it when it has succeeded.
-    async fn look(&mut self, slot: Slot, at: usize, stop: &CancellationToken) -> Result<Step, Stop> {
-        let Some(window) = self.job(slot).and_then(|job| job.windows.get(at)).cloned() else { return Ok(Step::Again) };
-        let Some(id) = window.query.clone() else { return Ok(Step::Again) };
+    async fn look(&mut self, slot: JobKind, at: usize, stop: &CancellationToken) -> Result<StepResult, HealStop> {
+        let Some(window) = self.job(slot).and_then(|job| job.windows.get(at)).cloned() else {
+            return Ok(StepResult::Again);
+        };
+        let Some(id) = window.query.clone() else { return Ok(StepResult::Again) };
         let looked = tokio::select! {
             looked = self.graph.look(&id) => looked,
-            () = stop.cancelled() => return Err(Stop::Asked),
+            () = stop.cancelled() => return Err(HealStop::Asked),
         };
         let query = match looked {
             Ok(query) => query,
             Err(error) => return self.troubled(slot, at, error).await,
         };
         self.working.troubles = 0;
-        self.is_let_in();
+        self.clear_denied();
         match query.status {
             QueryStatus::Failed => self.came_to_nothing(slot, at, format!("search `{id}` failed at Microsoft")).await,
             QueryStatus::Running => {
@@ -280,7 +284,7 @@ impl Healer {
                 let looks = self.working.looks.entry(id).or_insert((now, 0));
                 looks.1 += 1;
                 looks.0 = now + LOOK.after(looks.1);
-                Ok(Step::Again)
+                Ok(StepResult::Again)
             }
             QueryStatus::Succeeded => self.read(slot, at, &window, &query, stop).await,
         }
@@ -289,20 +293,20 @@ impl Healer {
     /// Reads a search that has succeeded.
     async fn read(
         &mut self,
-        slot: Slot,
+        slot: JobKind,
         at: usize,
         window: &StoredWindow,
         query: &GraphQuery,
         stop: &CancellationToken,
-    ) -> Result<Step, Stop> {
-        let Some(job) = self.job(slot) else { return Ok(Step::Again) };
+    ) -> Result<StepResult, HealStop> {
+        let Some(job) = self.job(slot) else { return Ok(StepResult::Again) };
         let span = window.to.duration_since(window.from);
         if query.is_cut && span > judge::CUT_MIN {
             return self.halve(slot, at, "Microsoft Graph says that records are missing", None).await;
         }
         self.context.healed.turned_on().await;
         let others: Vec<u64> = job.done.iter().map(|done| done.records).collect();
-        let of = Reader {
+        let of = SearchReader {
             context: &self.context,
             graph: &self.graph,
             job,
@@ -312,18 +316,24 @@ impl Healer {
             pages_max: self.settings.pages_max,
             now: self.server.for_requests(),
         };
-        let read = Reading::new(of, window.window()).run(query, &others, window.expected).await;
+        let read = SearchReading::new(of, window.window()).run(query, &others, window.expected).await;
         self.context.healed.watch_for([]);
         match read {
             Ok(read) => self.was_read(slot, at, window, read).await,
-            Err(Trouble::Stopped) => Err(Stop::Asked),
-            Err(Trouble::State(error)) => Err(error.into()),
-            Err(Trouble::Graph(error)) => self.troubled(slot, at, error).await,
-            Err(Trouble::Other(why)) => self.came_to_nothing(slot, at, why).await,
+            Err(ReadTrouble::Stopped) => Err(HealStop::Asked),
+            Err(ReadTrouble::State(error)) => Err(error.into()),
+            Err(ReadTrouble::Graph(error)) => self.troubled(slot, at, error).await,
+            Err(ReadTrouble::Other(why)) => self.came_to_nothing(slot, at, why).await,
         }
     }
 
-    async fn was_read(&mut self, slot: Slot, at: usize, window: &StoredWindow, read: Read) -> Result<Step, Stop> {
+    async fn was_read(
+        &mut self,
+        slot: JobKind,
+        at: usize,
+        window: &StoredWindow,
+        read: ReadResult,
+    ) -> Result<StepResult, HealStop> {
         self.working.troubles = 0;
         let tenant = metrics::tenant_label(&self.context.tenant);
         let new: u64 = read.events.values().sum();
@@ -342,7 +352,7 @@ impl Healer {
         if let Some(why) = read.is_cut {
             self.leave(slot, at, format!("it cannot be cut into shorter windows: {why}"));
             self.save().await?;
-            return Ok(Step::Again);
+            return Ok(StepResult::Again);
         }
         if !read.agreed {
             let why = format!("{} readings of a search that has succeeded gave different records", read.readings);
@@ -357,9 +367,9 @@ impl Healer {
                 "it is empty and over 180 days old: Microsoft may not keep its events any more".into(),
             );
             self.save().await?;
-            return Ok(Step::Again);
+            return Ok(StepResult::Again);
         }
-        let Some(job) = self.job_mut(slot) else { return Ok(Step::Again) };
+        let Some(job) = self.job_mut(slot) else { return Ok(StepResult::Again) };
         if read.found.count == 0 && !window.was_empty && span >= EMPTY_MIN {
             // An empty answer is believed only when a second search confirms it.
             if let Some(stored) = job.windows.get_mut(at) {
@@ -381,18 +391,24 @@ impl Healer {
             self.working.progress.done_secs.fetch_add(secs, Ordering::Relaxed);
         }
         self.save().await?;
-        Ok(Step::Again)
+        Ok(StepResult::Again)
     }
 
     /// Searches a window again, in two halves.
-    async fn halve(&mut self, slot: Slot, at: usize, why: &str, expected: Option<(u64, u64)>) -> Result<Step, Stop> {
-        let Some(job) = self.job_mut(slot) else { return Ok(Step::Again) };
+    async fn halve(
+        &mut self,
+        slot: JobKind,
+        at: usize,
+        why: &str,
+        expected: Option<(u64, u64)>,
+    ) -> Result<StepResult, HealStop> {
+        let Some(job) = self.job_mut(slot) else { return Ok(StepResult::Again) };
         let window = job.windows.remove(at);
         let Some((first, second)) = plan::halves(window.window()) else {
             job.windows.insert(at, window);
             self.leave(slot, at, why.to_owned());
             self.save().await?;
-            return Ok(Step::Again);
+            return Ok(StepResult::Again);
         };
         // If all records lie in one half, a search of that half may be truncated at the same number, so it proves
         // nothing.
@@ -408,13 +424,15 @@ impl Healer {
             "a search of Microsoft Graph is made again in halves: {why}"
         );
         self.save().await?;
-        Ok(Step::Again)
+        Ok(StepResult::Again)
     }
 
     /// Handles a search that failed: another is made later, or the window is left.
-    async fn came_to_nothing(&mut self, slot: Slot, at: usize, why: String) -> Result<Step, Stop> {
+    async fn came_to_nothing(&mut self, slot: JobKind, at: usize, why: String) -> Result<StepResult, HealStop> {
         let now = self.context.clock.monotonic();
-        let Some(window) = self.job_mut(slot).and_then(|job| job.windows.get_mut(at)) else { return Ok(Step::Again) };
+        let Some(window) = self.job_mut(slot).and_then(|job| job.windows.get_mut(at)) else {
+            return Ok(StepResult::Again);
+        };
         window.query = None;
         window.submitted = None;
         window.failures += 1;
@@ -429,10 +447,10 @@ impl Healer {
             self.working.not_before.insert(place, now + AGAIN.after(failures));
         }
         self.save().await?;
-        Ok(Step::Again)
+        Ok(StepResult::Again)
     }
 
-    fn leave(&mut self, slot: Slot, at: usize, why: String) {
+    fn leave(&mut self, slot: JobKind, at: usize, why: String) {
         if let Some(job) = self.job_mut(slot)
             && at < job.windows.len()
         {
@@ -449,7 +467,7 @@ impl Healer {
         reason: &str,
         job: &StoredJob,
         now: Timestamp,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), HealStop> {
         let late = job.types.get(content_type.as_str()).and_then(|all| all.first());
         let late = late.map_or(SignedDuration::ZERO, |wanted| wanted.from.duration_since(wanted.lead));
         let since = part.start.saturating_sub(late).unwrap_or(part.start);
@@ -477,7 +495,7 @@ impl Healer {
         .await;
         match delivered {
             Ok(()) => {}
-            Err(NotNoticed::Stopped) => return Err(Stop::Asked),
+            Err(NotNoticed::Stopped) => return Err(HealStop::Asked),
             Err(NotNoticed::State(error)) => return Err(error.into()),
         }
         let seconds = part.end.duration_since(part.start).as_secs().unsigned_abs();

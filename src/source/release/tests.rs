@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::turn;
 use crate::api::{ApiClient, ApiSettings};
-use crate::auth::{Credential, TokenEndpoint};
+use crate::auth::{Credential, EndpointVersion};
 use crate::checkpoint::format::Keys;
 use crate::checkpoint::held::{HeldPage, HeldRecord};
 use crate::checkpoint::ledger::{Change, Ledger, LedgerSettings, OnDurable, ServerTimeSource};
@@ -23,14 +23,14 @@ use crate::clock::{Clock, TestClock};
 use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateError, StateStore, TicketAnswer};
 use crate::hosts::embedded::memory::MemoryStore;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
-use crate::normalise::dlp_link::{Flag, Link, Match, links_of_read};
-use crate::normalise::{Event, Normaliser, Settings};
+use crate::normalise::dlp_link::{DlpMatch, Flag, Link, links_of_read};
+use crate::normalise::{Event, Normaliser, NormaliserSettings};
 use crate::severity::Severity;
 use crate::source::budget::{Budget, Pool};
 use crate::source::context::FetchContext;
-use crate::source::deliver::Courier;
-use crate::source::health::Board;
-use crate::source::hold::{Hold, HoldSettings, Horizon, Judgement, PAGE_COST_BYTES, Staged};
+use crate::source::deliver::Deliverer;
+use crate::source::health::HealthReporter;
+use crate::source::hold::{Hold, HoldDecision, HoldSettings, Horizon, PAGE_COST_BYTES, StagedHold};
 
 const HOLD_HOURS: u8 = 6;
 /// Ids of items that only fill pages of flags begin here.
@@ -169,7 +169,7 @@ static API: LazyLock<ApiClient> = LazyLock::new(|| {
         cloud: crate::config::Cloud::Enterprise,
         authority_url: nowhere,
         audience: String::new(),
-        token_endpoint: TokenEndpoint::V2,
+        token_endpoint: EndpointVersion::V2,
         client_id: String::new(),
         credential: Credential::SecretFile("/dev/null".into()),
         assertion_audience: None,
@@ -216,7 +216,7 @@ struct Under {
     held_ids: Vec<usize>,
     dropped: Vec<usize>,
     flagged: Vec<usize>,
-    staged: Option<Staged>,
+    staged: Option<StagedHold>,
 }
 
 struct World {
@@ -328,9 +328,9 @@ impl World {
             let id = first_id + n;
             let links = links(read.named);
             match self.hold().judge(&links, hour(under.blob.created)) {
-                Judgement::Flagged => under.flagged.push(id),
-                Judgement::Drop => under.dropped.push(id),
-                Judgement::Hold => {
+                HoldDecision::Flagged => under.flagged.push(id),
+                HoldDecision::Drop => under.dropped.push(id),
+                HoldDecision::Hold => {
                     let mut prefixes: Vec<u32> = links.iter().map(|link| link.prefix()).collect();
                     let alike = read.alike.map(|item| self::links(Some((item, 3)))).unwrap_or_default();
                     prefixes.extend(alike.iter().map(|link| link.prefix()));
@@ -360,7 +360,7 @@ impl World {
             incidents: vec![format!("{}-{n}", under.first_id)],
             severity: Severity::High,
         };
-        let of = |(n, named): (usize, &Named)| Match { links: links(Some(*named)), flag: flag(n) };
+        let of = |(n, named): (usize, &Named)| DlpMatch { links: links(Some(*named)), flag: flag(n) };
         let mut matches = under.blob.matches.iter().enumerate().map(of).collect();
         under.staged = Some(hold.stage(&blob, &mut under.held, &mut matches).await.unwrap());
     }
@@ -623,17 +623,17 @@ async fn open(agent: &Arc<Agent>, settings: &HoldSettings) -> (FetchContext, Joi
         server_time: ServerTimeSource::default(),
     };
     let opened = Ledger::open(host.state(), clock.clone(), &ledger, Box::new(|_| {})).await.unwrap();
-    let board = Board::new("s".into(), tenant(), host.clone(), clock.clone());
+    let reporter = HealthReporter::new("s".into(), tenant(), host.clone(), clock.clone());
     let context = FetchContext {
         source: "s".into(),
         tenant: tenant(),
         api: API.clone(),
-        normaliser: Arc::new(Normaliser::new(Settings::default())),
+        normaliser: Arc::new(Normaliser::new(NormaliserSettings::default())),
         events: opened.events,
         healed: opened.healed,
         ledger: opened.handle,
         store: host.state(),
-        courier: Courier::new(host.clone(), clock.clone(), board),
+        deliverer: Deliverer::new(host.clone(), clock.clone(), reporter),
         budget: Budget::new(1 << 20, &Pool::default()),
         buffers: crate::host::Buffers::default(),
         hold: Hold::load(&*host.state(), host.state(), settings.clone()).await.unwrap(),

@@ -9,20 +9,20 @@ const fn secs(n: u64) -> Duration {
 
 /// A tenant with much work, fetching when it may.
 fn much(ended: u64) -> Need {
-    Need { ready: true, fetching: true, class: Class::Many, ended }
+    Need { ready: true, fetching: true, class: Priority::Many, ended }
 }
 
-fn of(class: Class) -> Need {
+fn of(class: Priority) -> Need {
     Need { class, ..much(0) }
 }
 
-const DONE: Need = Need { ready: false, fetching: false, class: Class::Many, ended: 9 };
+const DONE: Need = Need { ready: false, fetching: false, class: Priority::Many, ended: 9 };
 
-fn seats(turns: &Turns, count: usize) -> Vec<Seat> {
+fn seats(turns: &Turns, count: usize) -> Vec<TurnSeat> {
     (0..count).map(|_| turns.seat()).collect()
 }
 
-fn has_turn(seat: &Seat) -> bool {
+fn has_turn(seat: &TurnSeat) -> bool {
     seat.turns.lock().turns.contains_key(&seat.id)
 }
 
@@ -30,49 +30,50 @@ fn has_turn(seat: &Seat) -> bool {
 fn so_many_read_and_the_others_wait_in_the_order_they_came() {
     let turns = Turns::new(2);
     let seats = seats(&turns, 4);
-    let standings: Vec<Standing> = seats.iter().map(|seat| seat.ask(secs(5), much(0))).collect();
-    let waiting = Standing::Waiting(secs(5));
-    assert_eq!(standings, [Standing::Reading, Standing::Reading, waiting, waiting]);
+    let standings: Vec<TurnState> = seats.iter().map(|seat| seat.ask(secs(5), much(0))).collect();
+    let waiting = TurnState::Waiting(secs(5));
+    assert_eq!(standings, [TurnState::Reading, TurnState::Reading, waiting, waiting]);
     assert_eq!((seats[2].place(), seats[3].place()), ((0, 2), (1, 2)));
     // Asking again does not change the order.
     assert_eq!(seats[3].ask(secs(8), much(0)), waiting);
     assert!(seats[2].woken().now_or_never().is_none());
-    assert_eq!(seats[1].ask(secs(9), DONE), Standing::Idle);
+    assert_eq!(seats[1].ask(secs(9), DONE), TurnState::Idle);
     assert!(seats[2].woken().now_or_never().is_some(), "it is told");
     assert!(has_turn(&seats[2]) && !has_turn(&seats[3]));
-    assert_eq!(seats[2].ask(secs(9), much(0)), Standing::Reading);
+    assert_eq!(seats[2].ask(secs(9), much(0)), TurnState::Reading);
 }
 
 #[test]
 fn a_turn_lasts_as_long_as_nobody_waits_and_a_minute_when_somebody_does() {
     let turns = Turns::new(1);
     let seats = seats(&turns, 2);
-    assert_eq!(seats[0].ask(secs(0), much(0)), Standing::Reading);
-    assert_eq!(seats[0].ask(secs(3600), much(5)), Standing::Reading);
-    assert_eq!(seats[1].ask(secs(3601), much(0)), Standing::Waiting(secs(3601)));
+    assert_eq!(seats[0].ask(secs(0), much(0)), TurnState::Reading);
+    assert_eq!(seats[0].ask(secs(3600), much(5)), TurnState::Reading);
+    assert_eq!(seats[1].ask(secs(3601), much(0)), TurnState::Waiting(secs(3601)));
     // It has had its minute: it begins no new fetch, and its running ones are awaited.
-    assert_eq!(seats[0].ask(secs(3602), much(6)), Standing::Ending);
+    assert_eq!(seats[0].ask(secs(3602), much(6)), TurnState::Ending);
     assert!(!has_turn(&seats[1]));
     let drained = Need { fetching: false, ..much(7) };
-    assert_eq!(seats[0].ask(secs(3603), drained), Standing::Waiting(secs(3603)));
-    assert_eq!(seats[1].ask(secs(3603), much(0)), Standing::Reading);
-    assert_eq!(seats[1].ask(secs(3662), much(1)), Standing::Reading, "a whole minute");
-    assert_eq!(seats[1].ask(secs(3663), much(2)), Standing::Ending);
+    assert_eq!(seats[0].ask(secs(3603), drained), TurnState::Waiting(secs(3603)));
+    assert_eq!(seats[1].ask(secs(3603), much(0)), TurnState::Reading);
+    assert_eq!(seats[1].ask(secs(3662), much(1)), TurnState::Reading, "a whole minute");
+    assert_eq!(seats[1].ask(secs(3663), much(2)), TurnState::Ending);
     // The other has given up: there is no reason to end.
-    assert_eq!(seats[0].ask(secs(3664), DONE), Standing::Idle);
-    assert_eq!(seats[1].ask(secs(3665), much(3)), Standing::Reading);
+    assert_eq!(seats[0].ask(secs(3664), DONE), TurnState::Idle);
+    assert_eq!(seats[1].ask(secs(3665), much(3)), TurnState::Reading);
 }
 
 #[test]
 fn what_expires_goes_first_then_a_few_blobs_then_many() {
     let turns = Turns::new(1);
     let seats = seats(&turns, 6);
-    let classes = [Class::Many, Class::Many, Class::Few, Class::Expiring, Class::Few, Class::Expiring];
+    let classes =
+        [Priority::Many, Priority::Many, Priority::Few, Priority::Expiring, Priority::Few, Priority::Expiring];
     for (seat, class) in seats.iter().zip(classes) {
         seat.ask(secs(1), of(class));
     }
     // Content of a waiting tenant is about to expire: it moves ahead.
-    seats[1].ask(secs(2), of(Class::Expiring));
+    seats[1].ask(secs(2), of(Priority::Expiring));
     let mut order = Vec::new();
     while let Some(at) = seats.iter().position(has_turn) {
         order.push(at);
@@ -85,18 +86,18 @@ fn what_expires_goes_first_then_a_few_blobs_then_many() {
 fn what_expires_gives_way_to_its_like_alone_as_long_as_it_gets_on() {
     let turns = Turns::new(1);
     let seats = seats(&turns, 3);
-    let expiring = |ended| Need { class: Class::Expiring, ..much(ended) };
+    let expiring = |ended| Need { class: Priority::Expiring, ..much(ended) };
     seats[0].ask(secs(0), expiring(0));
-    seats[1].ask(secs(0), of(Class::Few));
+    seats[1].ask(secs(0), of(Priority::Few));
     for minute in 1..10 {
-        assert_eq!(seats[0].ask(secs(minute * 59), expiring(minute)), Standing::Reading);
+        assert_eq!(seats[0].ask(secs(minute * 59), expiring(minute)), TurnState::Reading);
     }
     seats[2].ask(secs(540), expiring(0));
-    assert_eq!(seats[0].ask(secs(541), expiring(10)), Standing::Ending);
+    assert_eq!(seats[0].ask(secs(541), expiring(10)), TurnState::Ending);
     seats[2].ask(secs(542), DONE);
-    assert_eq!(seats[0].ask(secs(543), expiring(11)), Standing::Reading);
+    assert_eq!(seats[0].ask(secs(543), expiring(11)), TurnState::Reading);
     // A receiver that accepts nothing does not block tenants with other receivers.
-    assert_eq!(seats[0].ask(secs(603), expiring(11)), Standing::Ending);
+    assert_eq!(seats[0].ask(secs(603), expiring(11)), TurnState::Ending);
 }
 
 #[test]
@@ -108,7 +109,7 @@ fn turns_that_do_not_come_free_are_passed_on_one_a_minute() {
         // Each tenant with a turn fetches, and none of its fetches ever ends.
         for seat in &seats {
             let fetching = has_turn(seat);
-            seat.ask(secs(second), Need { ready: true, fetching, class: Class::Many, ended: 0 });
+            seat.ask(secs(second), Need { ready: true, fetching, class: Priority::Many, ended: 0 });
         }
         if second % 60 == 0 {
             had.push(seats.iter().filter(|seat| has_turn(seat)).count());
@@ -130,7 +131,7 @@ fn a_seat_that_goes_leaves_its_turn_and_its_place() {
     drop(seats.remove(1));
     drop(seats.remove(0));
     assert!(has_turn(&seats[0]));
-    assert_eq!(seats[0].ask(secs(101), much(0)), Standing::Reading);
+    assert_eq!(seats[0].ask(secs(101), much(0)), TurnState::Reading);
     drop(seats);
     let line = turns.lock();
     assert!(line.turns.is_empty() && line.waiting.is_empty() && line.places.is_empty());
@@ -150,7 +151,7 @@ fn the_number_of_turns_changes_while_they_are_taken() {
     turns.set_max(1);
     for second in 2..300 {
         for seat in &seats {
-            let fetching = has_turn(seat) && seat.ask(secs(second), much(second)) == Standing::Reading;
+            let fetching = has_turn(seat) && seat.ask(secs(second), much(second)) == TurnState::Reading;
             seat.ask(secs(second), Need { fetching, ..much(second) });
         }
     }
@@ -165,7 +166,7 @@ fn many_that_read_know_less_each_and_who_waits_knows_little() {
         for seat in &seats[..readers] {
             seat.ask(secs(0), much(0));
         }
-        assert_eq!(seats[0].unsettled_max(Standing::Reading), most, "{readers}");
+        assert_eq!(seats[0].unsettled_max(TurnState::Reading), most, "{readers}");
     }
     assert_eq!(seats[300].unsettled_max(seats[300].ask(secs(0), much(0))), UNSETTLED_WAITING);
 }
@@ -191,16 +192,16 @@ proptest! {
             for (seat, ((left, under_way, ended), (_, speed))) in seats.iter().zip(state.iter_mut().zip(&work)) {
                 *ended += *under_way;
                 *under_way = 0;
-                let class = if *left <= FEW as u64 { Class::Few } else { Class::Many };
+                let class = if *left <= FEW as u64 { Priority::Few } else { Priority::Many };
                 let need = Need { ready: *left > 0, fetching: false, class, ended: *ended };
                 match seat.ask(now, need) {
-                    Standing::Reading => {
+                    TurnState::Reading => {
                         *under_way = (*left).min(*speed);
                         *left -= *under_way;
                         seat.ask(now, Need { ready: *left > 0, fetching: true, ..need });
                     }
-                    Standing::Waiting(since) => longest = longest.max(now - since),
-                    Standing::Idle | Standing::Ending => {}
+                    TurnState::Waiting(since) => longest = longest.max(now - since),
+                    TurnState::Idle | TurnState::Ending => {}
                 }
                 prop_assert!(turns.lock().turns.len() <= max as usize);
             }

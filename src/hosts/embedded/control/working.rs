@@ -8,16 +8,16 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{Asker, PATIENCE, Refusal, Say, TELL_EVERY, refusal};
+use super::{Asker, ControlRefusal, PATIENCE, PROGRESS_EVERY, Say, refusal};
 use crate::model::Actionable;
-use crate::source::asking::{Asked, Counter, Question};
+use crate::source::requests::{QueuedRequest, RequestSender, WorkRequest};
 
 /// The differences between the kinds of work.
-pub(super) struct Work<'a, Q: Question> {
+pub(super) struct WorkParts<'a, Q: WorkRequest> {
     /// The source that does it.
     pub source: &'a str,
     /// Where it is asked for.
-    pub counter: &'a Counter<Q>,
+    pub counter: &'a RequestSender<Q>,
     /// What is asked for.
     pub ask: Q,
     /// The name of the work, used after "does not begin".
@@ -31,20 +31,20 @@ pub(super) struct Work<'a, Q: Question> {
 
 impl Asker<'_> {
     /// Has a source do the work, and reports its progress meanwhile.
-    pub(super) async fn have_done<Q: Question>(
+    pub(super) async fn have_done<Q: WorkRequest>(
         &mut self,
         reader: BufReader<tokio::io::Take<OwnedReadHalf>>,
-        work: Work<'_, Q>,
+        work: WorkParts<'_, Q>,
         stop: &CancellationToken,
     ) -> Say
     where
         Q::Error: Actionable,
     {
         let backend = self.backend;
-        let refused = |error: &Q::Error| Say::Refused(Refusal::of(error, (work.exit_of)(error)));
+        let refused = |error: &Q::Error| Say::Refused(ControlRefusal::of(error, (work.exit_of)(error)));
         let (begun, mut has_begun) = oneshot::channel();
         let (answer, mut answered) = oneshot::channel();
-        if let Err(error) = work.counter.hand_in(Asked { ask: work.ask, begun, stop: stop.clone(), answer }) {
+        if let Err(error) = work.counter.hand_in(QueuedRequest { ask: work.ask, begun, stop: stop.clone(), answer }) {
             return refused(&error);
         }
         // The client may disconnect or die: then the work stops, and resumes on the next request.
@@ -53,7 +53,7 @@ impl Asker<'_> {
         let mut gone = false;
         let mut one = [0];
         let mut progress: Option<Arc<Q::Progress>> = None;
-        let mut told = false;
+        let mut has_reported = false;
         let waiting_since = backend.clock.monotonic();
         loop {
             tokio::select! {
@@ -62,8 +62,8 @@ impl Asker<'_> {
                     Ok(Err(error)) => refused(&error),
                     Err(_) => refused(&Q::source_ended()),
                 },
-                begun = &mut has_begun, if !told => {
-                    told = true;
+                begun = &mut has_begun, if !has_reported => {
+                    has_reported = true;
                     progress = begun.ok();
                     if let Some(progress) = &progress {
                         (work.begun)(progress.clone());
@@ -73,7 +73,7 @@ impl Asker<'_> {
                     gone = true;
                     stop.cancel();
                 },
-                () = backend.clock.sleep(TELL_EVERY) => {
+                () = backend.clock.sleep(PROGRESS_EVERY) => {
                     let late = backend.clock.monotonic() > waiting_since + 3 * PATIENCE;
                     if let Some(progress) = &progress {
                         if self.say((work.progress)(progress)).await.is_err() {

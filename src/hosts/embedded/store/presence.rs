@@ -7,28 +7,28 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{LOCK_FILE, with_suffix};
-use crate::hosts::embedded::place::{Moved, Place};
+use crate::hosts::embedded::place::{MountPlace, PlaceChange};
 
 /// Device and inode.
-type Identity = (u64, u64);
+type DeviceInode = (u64, u64);
 
 /// The files as they were opened.
 #[derive(Debug)]
 pub(super) struct Presence {
     path: PathBuf,
     lock: PathBuf,
-    place: Option<Place>,
-    state: Option<Identity>,
+    place: Option<MountPlace>,
+    state: Option<DeviceInode>,
     /// The log and the shared memory beside it.
-    beside: [(PathBuf, Option<Identity>); 2],
-    locked: Option<Identity>,
+    beside: [(PathBuf, Option<DeviceInode>); 2],
+    locked: Option<DeviceInode>,
     /// The greatest length of the file so far.
     length: u64,
 }
 
 /// The result of a check.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum FileState {
     /// Nothing changed.
     AsLeft,
     /// This file is gone, and no file replaced it.
@@ -50,7 +50,7 @@ impl Presence {
         let dir = path.parent().unwrap_or(Path::new("/"));
         Self {
             lock: dir.join(LOCK_FILE),
-            place: Place::of(dir).ok(),
+            place: MountPlace::of(dir).ok(),
             state: identity(path).ok().flatten(),
             beside: beside.map(|path| {
                 let found = identity(&path).ok().flatten();
@@ -63,20 +63,20 @@ impl Presence {
     }
 
     /// Checks four names; no file is read.
-    pub(super) fn look(&mut self) -> Found {
+    pub(super) fn look(&mut self) -> FileState {
         let metadata = match fs::symlink_metadata(&self.path) {
             Ok(metadata) => metadata,
             Err(error) if is_absent(&error) => return self.absent(&self.path),
-            Err(error) => return Found::Unseen(error.to_string()),
+            Err(error) => return FileState::Unseen(error.to_string()),
         };
         if Some((metadata.dev(), metadata.ino())) != self.state {
             return match self.absent(&self.path) {
-                Found::Gone(_) => Found::Other,
+                FileState::Gone(_) => FileState::Other,
                 found => found,
             };
         }
         if metadata.len() < self.length {
-            return Found::Cut;
+            return FileState::Cut;
         }
         self.length = metadata.len();
         for (path, known) in &self.beside {
@@ -84,11 +84,11 @@ impl Presence {
                 Ok(now) if known.is_none() || now == *known => {}
                 Ok(None) => return self.absent(path),
                 // The log of another state must not be used with this one.
-                Ok(Some(_)) => return Found::Other,
-                Err(error) => return Found::Unseen(error.to_string()),
+                Ok(Some(_)) => return FileState::Other,
+                Err(error) => return FileState::Unseen(error.to_string()),
             }
         }
-        if self.locked.is_some() && !self.has_lock() { self.absent(&self.lock) } else { Found::AsLeft }
+        if self.locked.is_some() && !self.has_lock() { self.absent(&self.lock) } else { FileState::AsLeft }
     }
 
     /// Whether the lock file still has its name.
@@ -99,16 +99,18 @@ impl Presence {
     /// As if `data_dir` was a mount of its own.
     #[cfg(test)]
     pub(super) fn pretend_mounted_at(&mut self, dir: &Path) {
-        self.place = Some(Place { directory: Some((1, 1)), mount: Some(dir.to_owned()) });
+        self.place = Some(MountPlace { directory: Some((1, 1)), mount: Some(dir.to_owned()) });
     }
 
     /// The kind of absence.
-    fn absent(&self, path: &Path) -> Found {
+    fn absent(&self, path: &Path) -> FileState {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        match (Place::of(dir), &self.place) {
-            (Ok(now), Some(known)) if now.since(known) != Moved::No => Found::MountGone(known.mount().to_owned()),
-            (Err(error), _) => Found::Unseen(error.to_string()),
-            _ => Found::Gone(path.to_owned()),
+        match (MountPlace::of(dir), &self.place) {
+            (Ok(now), Some(known)) if now.since(known) != PlaceChange::No => {
+                FileState::MountGone(known.mount().to_owned())
+            }
+            (Err(error), _) => FileState::Unseen(error.to_string()),
+            _ => FileState::Gone(path.to_owned()),
         }
     }
 }
@@ -117,7 +119,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-fn identity(path: &Path) -> io::Result<Option<Identity>> {
+fn identity(path: &Path) -> io::Result<Option<DeviceInode>> {
     match fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
         Err(error) if is_absent(&error) => Ok(None),

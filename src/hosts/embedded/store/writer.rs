@@ -13,12 +13,12 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::presence::{Found, Presence};
+use super::presence::{FileState, Presence};
 use super::*;
 use crate::model::Actionable;
 
 /// How long health reports a state that was deleted and written again.
-const TOLD_FOR: Duration = Duration::from_secs(3600);
+const REPORTED_FOR: Duration = Duration::from_secs(3600);
 
 /// A task of the writer.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) enum Task {
 
 /// State that the writer shares with the store and the reader.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct StoreSignals {
     /// The fault of the files, in words with the remedy.
     pub(super) trouble: watch::Sender<Option<String>>,
     /// Counts how often the file was written again: a reader of an older one reopens it.
@@ -40,28 +40,28 @@ pub(super) struct Shared {
 }
 
 /// The state of the writer thread. Fields drop in this order: the lock goes last, after the connection is closed.
-pub(super) struct Writer {
+pub(super) struct StateWriter {
     /// `None` while a rewritten file could not be opened yet.
     pub(super) connection: Option<Connection>,
     /// Bytes in the log since it was last folded into the file, estimated.
     pub(super) unfolded_bytes: usize,
     pub(super) presence: Presence,
     pub(super) path: PathBuf,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<StoreSignals>,
     /// The last repair, and when it was made.
-    pub(super) mended: Option<(Instant, String)>,
+    pub(super) repaired: Option<(Instant, String)>,
     pub(super) lock: Lock,
 }
 
-impl Writer {
-    pub(super) fn new(connection: Connection, path: &Path, shared: Arc<Shared>, lock: Lock) -> Self {
+impl StateWriter {
+    pub(super) fn new(connection: Connection, path: &Path, shared: Arc<StoreSignals>, lock: Lock) -> Self {
         Self {
             connection: Some(connection),
             unfolded_bytes: 0,
             presence: Presence::of(path, &lock.0),
             path: path.to_owned(),
             shared,
-            mended: None,
+            repaired: None,
             lock,
         }
     }
@@ -112,11 +112,11 @@ impl Writer {
 
     /// Checks that the files are there and repairs what it can; otherwise returns why nothing may be committed.
     pub(super) fn look(&mut self) -> Result<(), String> {
-        let outcome = self.mend();
+        let outcome = self.repair();
         let now = match &outcome {
             Err(why) => Some(why.clone()),
-            Ok(()) => match &self.mended {
-                Some((at, what)) if at.elapsed() < TOLD_FOR => Some(what.clone()),
+            Ok(()) => match &self.repaired {
+                Some((at, what)) if at.elapsed() < REPORTED_FOR => Some(what.clone()),
                 _ => None,
             },
         };
@@ -135,21 +135,21 @@ impl Writer {
     }
 
     /// Has health report a repair for a limited time.
-    pub(super) fn tell(&mut self, what: String) {
-        self.mended = Some((Instant::now(), what));
+    pub(super) fn report_repair(&mut self, what: String) {
+        self.repaired = Some((Instant::now(), what));
         let _ = self.look();
     }
 
-    fn mend(&mut self) -> Result<(), String> {
+    fn repair(&mut self) -> Result<(), String> {
         if self.connection.is_none() {
             return self.open_again();
         }
         let path = self.path.display();
         match self.presence.look() {
-            Found::AsLeft => Ok(()),
-            Found::Gone(lock) if lock.ends_with(LOCK_FILE) => {
+            FileState::AsLeft => Ok(()),
+            FileState::Gone(lock) if lock.ends_with(LOCK_FILE) => {
                 self.lock_again()?;
-                self.mended = Some((
+                self.repaired = Some((
                     Instant::now(),
                     format!(
                         "state-removed: `{}` was removed or replaced while this process ran, and was made anew (hint: {REMOVED_HINT})",
@@ -158,12 +158,12 @@ impl Writer {
                 ));
                 Ok(())
             }
-            Found::Gone(gone) => {
+            FileState::Gone(gone) => {
                 let gone = gone.display();
                 self.write_anew().map_err(|error| {
                     format!("state-removed: `{gone}` was removed while this process ran, and cannot be written anew yet: {error} (hint: {REMOVED_HINT})")
                 })?;
-                self.mended = Some((
+                self.repaired = Some((
                     Instant::now(),
                     format!(
                         "state-removed: `{gone}` was removed or moved away while this process ran; the whole state was written anew, nothing is lost (hint: {REMOVED_HINT})"
@@ -171,17 +171,17 @@ impl Writer {
                 ));
                 Ok(())
             }
-            Found::Other => Err(format!(
+            FileState::Other => Err(format!(
                 "state-replaced: another file was put in the place of `{path}` while this process ran; it is left alone, and nothing is written (hint: {REPLACED_HINT})"
             )),
-            Found::Cut => Err(format!(
+            FileState::Cut => Err(format!(
                 "state-replaced: `{path}` was cut or overwritten while this process ran; nothing is written (hint: {REPLACED_HINT})"
             )),
-            Found::MountGone(mount) => Err(format!(
+            FileState::MountGone(mount) => Err(format!(
                 "state-mount-gone: what was mounted at `{}` is not mounted any more, and with it `{path}`; nothing is written beneath it (hint: {MOUNT_HINT})",
                 mount.display()
             )),
-            Found::Unseen(why) => {
+            FileState::Unseen(why) => {
                 Err(format!("state-not-written: `{path}` cannot be looked at: {why} (hint: {MOUNT_HINT})"))
             }
         }
@@ -189,7 +189,7 @@ impl Writer {
 
     fn lock_again(&mut self) -> Result<(), String> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        self.lock = lock(dir).map_err(|error| told(&error))?;
+        self.lock = lock(dir).map_err(|error| message(&error))?;
         self.presence = Presence::of(&self.path, &self.lock.0);
         Ok(())
     }
@@ -198,15 +198,15 @@ impl Writer {
     fn write_anew(&mut self) -> Result<(), String> {
         let Some(connection) = &self.connection else { return self.open_again() };
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        create_data_dir(dir).map_err(|error| told(&error))?;
+        create_data_dir(dir).map_err(|error| message(&error))?;
         // This process's lock stays if it still has its name.
         if !self.presence.has_lock() {
-            self.lock = lock(dir).map_err(|error| told(&error))?;
+            self.lock = lock(dir).map_err(|error| message(&error))?;
         }
-        let new = new_file(dir).map_err(|error| told(&error))?;
+        let new = new_file(dir).map_err(|error| message(&error))?;
         let copied = connection.execute("VACUUM INTO ?1", [new.to_string_lossy()]);
-        copied.map_err(|error| told(&sqlite_error(&new, &error)))?;
-        let failed = |error: std::io::Error| told(&io_error(&self.path, &error));
+        copied.map_err(|error| message(&sqlite_error(&new, &error)))?;
+        let failed = |error: std::io::Error| message(&io_error(&self.path, &error));
         File::open(&new).and_then(|file| file.sync_all()).map_err(failed)?;
         // Their frames belong to the deleted file; a new one must not be read with them.
         for beside in ["-wal", "-shm"] {
@@ -246,7 +246,7 @@ impl Writer {
             connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK")?;
             Ok(connection)
         });
-        self.connection = Some(opened.map_err(|error| told(&sqlite_error(&self.path, &error)))?);
+        self.connection = Some(opened.map_err(|error| message(&sqlite_error(&self.path, &error)))?);
         self.unfolded_bytes = 0;
         self.presence = Presence::of(&self.path, &self.lock.0);
         self.shared.written_anew.fetch_add(1, Ordering::Release);
@@ -379,7 +379,7 @@ pub(super) fn state_error(key: &str, error: &rusqlite::Error) -> StateError {
     }
 }
 
-fn told(error: &StoreError) -> String {
+fn message(error: &StoreError) -> String {
     format!("{}: {error}", error.slug())
 }
 
@@ -453,8 +453,8 @@ mod tests {
             store.commit(vec![Op::Delete { key: "gone".into(), expected: Expected::Any }]).await.unwrap();
             assert_eq!(trouble(&store).await, None, "{what}");
             done(&dir);
-            let told = trouble(&store).await.unwrap_or_else(|| panic!("{what}: nothing is told"));
-            assert!(told.starts_with("state-removed:") && told.contains("hint:"), "{what}: {told}");
+            let message = trouble(&store).await.unwrap_or_else(|| panic!("{what}: nothing is told"));
+            assert!(message.starts_with("state-removed:") && message.contains("hint:"), "{what}: {message}");
             for _ in 0..2 {
                 assert_eq!(value(&store, "key/49").await.as_deref(), Some("49"), "{what}");
                 assert_eq!(value(&store, "gone").await, None, "{what}");
@@ -571,8 +571,8 @@ mod tests {
         drop(SqliteStore::open(&dir).unwrap());
         let lock = lock(&dir).unwrap();
         let connection = open_writer(&state(&dir)).unwrap();
-        let shared = Arc::new(Shared { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
-        let mut writer = Writer::new(connection, &state(&dir), shared.clone(), lock);
+        let shared = Arc::new(StoreSignals { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
+        let mut writer = StateWriter::new(connection, &state(&dir), shared.clone(), lock);
         writer.presence.pretend_mounted_at(&dir);
         assert_eq!(writer.look(), Ok(()));
         let mounted = outer.path().join("mounted");

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::asking::{self, Question};
 use super::super::error::SourceError;
+use super::super::requests::{self, WorkRequest};
 use crate::api::GraphError;
 use crate::model::{Actionable, Timestamp};
 
@@ -25,7 +25,7 @@ pub struct HealSettings {
 
 /// What to fill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ask {
+pub struct HealAsk {
     /// Events that happened from here on.
     pub from: Timestamp,
     /// Until here (exclusive); Microsoft's now when absent.
@@ -40,7 +40,7 @@ pub struct Ask {
 
 /// The progress; shared with the code that displays it.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct HealProgress {
     pub(super) span_secs: AtomicU64,
     pub(super) done_secs: AtomicU64,
     pub(super) searches: AtomicU64,
@@ -50,9 +50,9 @@ pub struct Progress {
     pub(super) known: AtomicU64,
 }
 
-/// [`Progress`] at one moment.
+/// [`HealProgress`] at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Snapshot {
+pub struct HealNumbers {
     /// Length of what is to be searched, in seconds.
     pub span_secs: u64,
     /// How much of that was searched and read.
@@ -69,11 +69,11 @@ pub struct Snapshot {
     pub known: u64,
 }
 
-impl Progress {
+impl HealProgress {
     /// The numbers now.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> HealNumbers {
         let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        Snapshot {
+        HealNumbers {
             span_secs: of(&self.span_secs),
             done_secs: of(&self.done_secs),
             searches: of(&self.searches),
@@ -87,9 +87,9 @@ impl Progress {
 
 /// How it ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ended {
+pub struct HealResult {
     /// The numbers at the end.
-    pub progress: Snapshot,
+    pub progress: HealNumbers,
     /// It was stopped before its end; the same command goes on.
     pub interrupted: bool,
     /// What could not be filled, with reasons; the same command tries it again.
@@ -184,9 +184,9 @@ impl Actionable for HealError {
     }
 }
 
-impl Question for Ask {
-    type Progress = Progress;
-    type Ended = Ended;
+impl WorkRequest for HealAsk {
+    type Progress = HealProgress;
+    type Ended = HealResult;
     type Error = HealError;
 
     fn busy() -> HealError {
@@ -199,13 +199,13 @@ impl Question for Ask {
 }
 
 /// One question at a desk.
-pub type Asked = asking::Asked<Ask>;
+pub type HealRequest = requests::QueuedRequest<HealAsk>;
 /// Where a running source takes questions.
-pub type Desk = asking::Desk<Ask>;
+pub type HealQueue = requests::RequestQueue<HealAsk>;
 /// Where questions are handed in. Cheap to clone.
-pub type Counter = asking::Counter<Ask>;
+pub type HealSender = requests::RequestSender<HealAsk>;
 
 /// A desk and its counter.
-pub fn desk() -> (Counter, Desk) {
-    asking::desk()
+pub fn request_queue() -> (HealSender, HealQueue) {
+    requests::request_queue()
 }

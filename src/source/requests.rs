@@ -1,6 +1,6 @@
 //! How a running source is asked for work: the request, how callers submit it, and where the source answers it. Each
-//! kind of work defines its own requests, progress numbers and results: a back-fill in [`super::desk`], a range filled
-//! through Microsoft Graph in [`super::heal::desk`].
+//! kind of work defines its own requests, progress numbers and results: a back-fill in [`super::request_queue`], a range filled
+//! through Microsoft Graph in [`super::heal::request_queue`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 const QUEUED_MAX: usize = 4;
 
 /// A kind of work that a source can be asked for.
-pub trait Question: Send + 'static {
+pub trait WorkRequest: Send + 'static {
     /// Its progress, shared with the code that displays it.
     type Progress: Send + Sync + 'static;
     /// How it ended.
@@ -27,7 +27,7 @@ pub trait Question: Send + 'static {
 }
 
 /// One queued request.
-pub struct Asked<Q: Question> {
+pub struct QueuedRequest<Q: WorkRequest> {
     /// The work requested.
     pub ask: Q,
     /// Receives the progress numbers once the work begins.
@@ -39,36 +39,36 @@ pub struct Asked<Q: Question> {
 }
 
 /// The end of the queue from which a running source takes requests.
-pub struct Desk<Q: Question>(mpsc::Receiver<Box<Asked<Q>>>);
+pub struct RequestQueue<Q: WorkRequest>(mpsc::Receiver<Box<QueuedRequest<Q>>>);
 
-impl<Q: Question> Desk<Q> {
+impl<Q: WorkRequest> RequestQueue<Q> {
     /// The requests, in the order of arrival.
-    pub(super) fn into_asked(self) -> mpsc::Receiver<Box<Asked<Q>>> {
+    pub(super) fn into_asked(self) -> mpsc::Receiver<Box<QueuedRequest<Q>>> {
         self.0
     }
 }
 
 /// The end of the queue to which callers submit requests. Cheap to clone.
-pub struct Counter<Q: Question>(mpsc::Sender<Box<Asked<Q>>>);
+pub struct RequestSender<Q: WorkRequest>(mpsc::Sender<Box<QueuedRequest<Q>>>);
 
-impl<Q: Question> Clone for Counter<Q> {
+impl<Q: WorkRequest> Clone for RequestSender<Q> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<Q: Question> fmt::Debug for Counter<Q> {
+impl<Q: WorkRequest> fmt::Debug for RequestSender<Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Counter").finish_non_exhaustive()
     }
 }
 
-impl<Q: Question> Counter<Q> {
+impl<Q: WorkRequest> RequestSender<Q> {
     /// Submits a request.
     ///
     /// # Errors
     /// The source has ended, or the queue is full.
-    pub fn hand_in(&self, asked: Asked<Q>) -> Result<(), Q::Error> {
+    pub fn hand_in(&self, asked: QueuedRequest<Q>) -> Result<(), Q::Error> {
         self.0.try_send(Box::new(asked)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Q::busy(),
             mpsc::error::TrySendError::Closed(_) => Q::source_ended(),
@@ -77,7 +77,7 @@ impl<Q: Question> Counter<Q> {
 }
 
 /// Both ends of a new queue.
-pub fn desk<Q: Question>() -> (Counter<Q>, Desk<Q>) {
+pub fn request_queue<Q: WorkRequest>() -> (RequestSender<Q>, RequestQueue<Q>) {
     let (sender, receiver) = mpsc::channel(QUEUED_MAX);
-    (Counter(sender), Desk(receiver))
+    (RequestSender(sender), RequestQueue(receiver))
 }

@@ -7,7 +7,7 @@ use crate::checkpoint::format::AsideRecord;
 use crate::host::RECORDS_EXPECTED;
 use crate::model::ContentType;
 use crate::normalise::{CanonicalKey, Event, Unhashed, canonical_key};
-use crate::receipts::{Class, Receipt, Receipts};
+use crate::receipts::{Class, OpenReceipts, Receipt};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ const DROPPED_MAX: usize = 4096;
 
 /// What a record in a batch is about, as far as receipts go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum About {
+enum RecordSubject {
     /// No event: a record of ours.
     Notice,
     /// An event that has a key. Their keys stand by themselves, in the order of these.
@@ -27,11 +27,11 @@ enum About {
 
 /// Collects what is to be said of one content type's events.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct ReceiptCollector {
     /// Whether anybody wants to know.
     keeps: bool,
     /// Of each record of the batch that is being built.
-    records: Vec<About>,
+    records: Vec<RecordSubject>,
     unhashed: Unhashed,
     /// Said with the batch that is being built.
     held: Vec<Option<CanonicalKey>>,
@@ -42,13 +42,13 @@ pub(super) struct Told {
 
 /// What is to be said of one batch, once the host has answered.
 #[derive(Debug, Default)]
-pub(super) struct ToldOfBatch {
-    records: Vec<About>,
+pub(super) struct BatchReceipts {
+    records: Vec<RecordSubject>,
     keys: Vec<CanonicalKey>,
-    said: Receipts,
+    said: OpenReceipts,
 }
 
-impl Told {
+impl ReceiptCollector {
     pub(super) fn new(keeps: bool) -> Self {
         Self { keeps, ..Self::default() }
     }
@@ -65,21 +65,21 @@ impl Told {
                 self.records.reserve(RECORDS_EXPECTED);
                 self.unhashed.reserve(RECORDS_EXPECTED);
             }
-            self.records.push(self.unhashed.push(event).map_or(About::Nameless, |_| About::Keyed));
+            self.records.push(self.unhashed.push(event).map_or(RecordSubject::Nameless, |_| RecordSubject::Keyed));
         }
     }
 
     /// The newest record of the batch is that of a read that was on hold: one without a key was counted then.
     pub(super) fn held_event(&mut self, event: &Event<'_>) {
         if self.keeps {
-            self.records.push(self.unhashed.push(event).map_or(About::Notice, |_| About::Keyed));
+            self.records.push(self.unhashed.push(event).map_or(RecordSubject::Notice, |_| RecordSubject::Keyed));
         }
     }
 
     /// The newest record of the batch is about no event.
     pub(super) fn notice(&mut self) {
         if self.keeps {
-            self.records.push(About::Notice);
+            self.records.push(RecordSubject::Notice);
         }
     }
 
@@ -94,7 +94,7 @@ impl Told {
         self.records.retain(|about| {
             let stays = records.next_if_eq(&&at).is_none();
             at += 1;
-            if *about == About::Keyed {
+            if *about == RecordSubject::Keyed {
                 keys.extend((!stays).then_some(key));
                 key += 1;
             }
@@ -123,26 +123,26 @@ impl Told {
     }
 
     /// What goes with the batch that is being built, which ends here.
-    pub(super) fn of_batch(&mut self, content_type: ContentType) -> ToldOfBatch {
-        let mut said = Receipts::default();
+    pub(super) fn of_batch(&mut self, content_type: ContentType) -> BatchReceipts {
+        let mut said = OpenReceipts::default();
         said.add_all(content_type, Class::Held, std::mem::take(&mut self.held).into_iter());
         if self.is_full() {
-            self.say_dropped(content_type, &mut said);
+            self.add_dropped(content_type, &mut said);
         }
-        ToldOfBatch { records: std::mem::take(&mut self.records), keys: self.unhashed.keys(), said }
+        BatchReceipts { records: std::mem::take(&mut self.records), keys: self.unhashed.keys(), said }
     }
 
     /// What is left to say when the blob is settled.
-    pub(super) fn rest(&mut self, content_type: ContentType, repeated: u64) -> Receipts {
-        let mut said = Receipts::default();
+    pub(super) fn rest(&mut self, content_type: ContentType, repeated: u64) -> OpenReceipts {
+        let mut said = OpenReceipts::default();
         if self.keeps {
-            self.say_dropped(content_type, &mut said);
+            self.add_dropped(content_type, &mut said);
             said.add_repeated(content_type, repeated);
         }
         said
     }
 
-    fn say_dropped(&mut self, content_type: ContentType, said: &mut Receipts) {
+    fn add_dropped(&mut self, content_type: ContentType, said: &mut OpenReceipts) {
         let keys = self.unhashed_dropped.keys();
         for (rule, place) in std::mem::take(&mut self.dropped) {
             let key = place.and_then(|place| keys.get(place).copied());
@@ -151,7 +151,7 @@ impl Told {
     }
 }
 
-impl ToldOfBatch {
+impl BatchReceipts {
     /// Whether there is nothing to say.
     pub(super) fn is_empty(&self) -> bool {
         self.records.is_empty() && self.said.is_empty()
@@ -163,26 +163,28 @@ impl ToldOfBatch {
         self,
         content_type: ContentType,
         aside: impl IntoIterator<Item = (usize, &'a mut AsideRecord)>,
-    ) -> Receipts {
-        let ToldOfBatch { records, mut keys, mut said } = self;
+    ) -> OpenReceipts {
+        let BatchReceipts { records, mut keys, mut said } = self;
         let (mut answered, mut aside_keys) = (BTreeSet::new(), BTreeSet::new());
         for (at, record) in aside {
             let key = match records.get(at) {
-                Some(About::Keyed) => {
-                    let before = records.iter().take(at).filter(|about| **about == About::Keyed).count();
+                Some(RecordSubject::Keyed) => {
+                    let before = records.iter().take(at).filter(|about| **about == RecordSubject::Keyed).count();
                     aside_keys.insert(before);
                     keys.get(before).copied()
                 }
-                Some(About::Nameless) => None,
-                Some(About::Notice) | None => continue,
+                Some(RecordSubject::Nameless) => None,
+                Some(RecordSubject::Notice) | None => continue,
             };
             if answered.insert(at) {
                 record.event = key;
                 said.add(Receipt { content_type, key, class: Class::SetAside });
             }
         }
-        let nameless =
-            records.iter().enumerate().filter(|(at, about)| **about == About::Nameless && !answered.contains(at));
+        let nameless = records
+            .iter()
+            .enumerate()
+            .filter(|(at, about)| **about == RecordSubject::Nameless && !answered.contains(at));
         said.add_without_id(content_type, nameless.count() as u64);
         if !aside_keys.is_empty() {
             let mut at = 0;
@@ -219,56 +221,56 @@ mod tests {
 
     #[test]
     fn a_record_is_delivered_unless_it_was_set_aside_or_taken_out() {
-        let mut told = Told::new(true);
-        told.event(&event(A));
-        told.notice();
-        told.event(&event(A));
-        told.event(&event(B));
-        told.event(&event(NAMELESS));
-        told.remove(&[0]);
-        told.held(Some(key(B)));
+        let mut collected = ReceiptCollector::new(true);
+        collected.event(&event(A));
+        collected.notice();
+        collected.event(&event(A));
+        collected.event(&event(B));
+        collected.event(&event(NAMELESS));
+        collected.remove(&[0]);
+        collected.held(Some(key(B)));
         let mut record = aside();
-        let said = told.of_batch(TYPE).answered(TYPE, [(2, &mut record)]);
+        let said = collected.of_batch(TYPE).answered(TYPE, [(2, &mut record)]);
         let expected = [(Class::Held, key(B)), (Class::SetAside, key(B)), (Class::Delivered, key(A))];
         let mut receipts: Vec<_> = said.receipts().map(|receipt| (receipt.class, receipt.key.unwrap())).collect();
         receipts.sort();
         assert_eq!(receipts, expected);
         assert_eq!(said.without_id[&TYPE], 1);
         assert_eq!(record.event, Some(key(B)), "whoever offers it again knows whose it is");
-        assert!(told.of_batch(TYPE).is_empty());
+        assert!(collected.of_batch(TYPE).is_empty());
     }
 
     #[test]
     fn what_a_rule_dropped_is_said_when_its_blob_is_settled_and_not_before() {
-        let mut told = Told::new(true);
-        told.dropped(&event(A), &"routine".into());
-        assert!(told.of_batch(TYPE).is_empty());
-        let said = told.rest(TYPE, 3);
+        let mut collected = ReceiptCollector::new(true);
+        collected.dropped(&event(A), &"routine".into());
+        assert!(collected.of_batch(TYPE).is_empty());
+        let said = collected.rest(TYPE, 3);
         assert_eq!(said.keys[&(TYPE, Class::Dropped("routine".into()))], [key(A)]);
         assert_eq!(said.repeated[&TYPE], 3);
-        assert!(told.rest(TYPE, 0).is_empty());
+        assert!(collected.rest(TYPE, 0).is_empty());
     }
 
     #[test]
     fn of_a_blob_with_very_many_dropped_events_they_are_said_earlier() {
-        let mut told = Told::new(true);
+        let mut collected = ReceiptCollector::new(true);
         for _ in 0..DROPPED_MAX {
-            assert!(!told.is_full());
-            told.dropped(&event(A), &"routine".into());
+            assert!(!collected.is_full());
+            collected.dropped(&event(A), &"routine".into());
         }
-        assert!(told.is_full());
-        assert_eq!(told.of_batch(TYPE).said.len(), DROPPED_MAX);
-        assert!(!told.is_full());
+        assert!(collected.is_full());
+        assert_eq!(collected.of_batch(TYPE).said.len(), DROPPED_MAX);
+        assert!(!collected.is_full());
     }
 
     #[test]
     fn nothing_is_collected_where_nobody_wants_to_know() {
-        let mut told = Told::new(false);
-        told.event(&event(A));
-        told.notice();
-        told.held(None);
-        told.dropped(&event(A), &"routine".into());
-        assert!(told.of_batch(TYPE).is_empty() && told.rest(TYPE, 9).is_empty());
-        assert_eq!(told.key(&event(A)), None);
+        let mut collected = ReceiptCollector::new(false);
+        collected.event(&event(A));
+        collected.notice();
+        collected.held(None);
+        collected.dropped(&event(A), &"routine".into());
+        assert!(collected.of_batch(TYPE).is_empty() && collected.rest(TYPE, 9).is_empty());
+        assert_eq!(collected.key(&event(A)), None);
     }
 }

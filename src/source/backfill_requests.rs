@@ -9,14 +9,14 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::asking::{self, Question};
 use super::error::SourceError;
+use super::requests::{self, WorkRequest};
 use crate::model::{Actionable, Timestamp};
 
 /// What to read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ask {
+pub enum BackfillAsk {
     /// A range. One that is the same as an unfinished one goes on.
     Range {
         /// Made available from here on.
@@ -36,7 +36,7 @@ pub enum Ask {
 
 /// The progress of a back-fill; shared with the fetches.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct BackfillProgress {
     /// Blobs listed.
     pub found: AtomicU64,
     /// Blobs settled.
@@ -54,9 +54,9 @@ pub struct Progress {
     pub(super) quota: AtomicU64,
 }
 
-/// [`Progress`] at one moment.
+/// [`BackfillProgress`] at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Snapshot {
+pub struct BackfillNumbers {
     /// Blobs listed.
     pub found: u64,
     /// Blobs settled.
@@ -77,11 +77,11 @@ pub struct Snapshot {
     pub requests_per_minute_max: u64,
 }
 
-impl Progress {
+impl BackfillProgress {
     /// The numbers now.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> BackfillNumbers {
         let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        Snapshot {
+        BackfillNumbers {
             found: of(&self.found),
             blobs: of(&self.blobs),
             events: of(&self.events),
@@ -97,9 +97,9 @@ impl Progress {
 
 /// How a back-fill ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ended {
+pub struct BackfillResult {
     /// The numbers at the end.
-    pub progress: Snapshot,
+    pub progress: BackfillNumbers,
     /// It was stopped before its end; the same command goes on.
     pub interrupted: bool,
     /// What could not be read now, with reasons; the same command tries it again.
@@ -192,9 +192,9 @@ impl Actionable for BackfillError {
     }
 }
 
-impl Question for Ask {
-    type Progress = Progress;
-    type Ended = Ended;
+impl WorkRequest for BackfillAsk {
+    type Progress = BackfillProgress;
+    type Ended = BackfillResult;
     type Error = BackfillError;
 
     fn busy() -> BackfillError {
@@ -207,22 +207,22 @@ impl Question for Ask {
 }
 
 /// One question at a desk.
-pub type Asked = asking::Asked<Ask>;
+pub type BackfillRequest = requests::QueuedRequest<BackfillAsk>;
 /// Where a running source takes questions.
-pub type Desk = asking::Desk<Ask>;
+pub type BackfillQueue = requests::RequestQueue<BackfillAsk>;
 /// Where questions are handed in. Cheap to clone.
-pub type Counter = asking::Counter<Ask>;
+pub type BackfillSender = requests::RequestSender<BackfillAsk>;
 
 /// A desk and its counter.
-pub fn desk() -> (Counter, Desk) {
-    asking::desk()
+pub fn request_queue() -> (BackfillSender, BackfillQueue) {
+    requests::request_queue()
 }
 
 /// How a back-fill reads.
 #[derive(Clone)]
 pub struct Backfilling {
     /// Counts what is read and delivered.
-    pub progress: Arc<Progress>,
+    pub progress: Arc<BackfillProgress>,
     /// Deliver again what was delivered, once for this salt.
     pub again: Option<Arc<str>>,
     /// What is read in place of a blob: events of Microsoft Graph in the feed's form, an array of them.
