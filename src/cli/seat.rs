@@ -91,10 +91,11 @@ impl ClusterSeat {
             lease,
         };
         let fence = Fence::new(clock.clone(), lease);
-        let member = Member::new(store.clone(), said);
+        let leases = store.for_leases();
+        let member = Member::new(leases.clone(), said);
         let told = host.clone();
         let on_trouble = Box::new(move |trouble| told.store_trouble(trouble));
-        let (keeper, desk) = LeaseKeeper::new(store.clone(), member, lease, fence.clone(), clock.clone(), on_trouble);
+        let (keeper, desk) = LeaseKeeper::new(leases, member, lease, fence.clone(), clock.clone(), on_trouble);
         let stop = CancellationToken::new();
         let keeper = tokio::spawn(keeper.run(stop.clone()));
         let relay = Relay { store, fence: fence.clone(), socket: config.control_socket(), clock: clock.clone() };

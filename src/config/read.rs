@@ -380,16 +380,12 @@ pub(super) fn read_root(findings: &mut Findings, mut root: Table, outputs: Outpu
             sinks.insert(name, sink);
         }
     }
+    let turns_max = super::default_catch_up_tenants_max;
     let config = Config {
         data_dir: read_key(findings, &mut root, "data_dir", super::default_data_dir)?,
         control_socket: read_key(findings, &mut root, "control_socket", || None)?,
         tenants_dir: read_key(findings, &mut root, "tenants_dir", || None)?,
-        catch_up_tenants_max: read_key(
-            findings,
-            &mut root,
-            "catch_up_tenants_max",
-            super::default_catch_up_tenants_max,
-        )?,
+        catch_up_tenants_max: read_key(findings, &mut root, "catch_up_tenants_max", turns_max)?,
         sources,
         sinks,
         receipts: read_key(findings, &mut root, "receipts", Default::default)?,

@@ -422,24 +422,7 @@ fn sensitive_types(call: &SimCall) -> Reply {
 pub(super) fn fault_reply(fault: &SimFault, config: &SimConfig, call: &SimCall, now: Timestamp) -> Reply {
     match fault {
         SimFault::Throttled { status, retry_after_secs, single_quoted } => {
-            let method = match call.kind {
-                CallKind::Blob => "GetBlob",
-                CallKind::Content | CallKind::NextPage => "GetContent",
-                CallKind::Start => "StartSubscription",
-                _ => "ListSubscriptions",
-            };
-            let publisher = call.param("publisheridentifier").unwrap_or("00000000-0000-0000-0000-000000000000");
-            let text = format!("Too many requests. Method={method}, PublisherId={publisher}");
-            let mut reply = if *single_quoted {
-                let body = format!("{{'error':{{'code':'AF429','message':'{text}'}}}}");
-                Reply::new(*status, "application/json; charset=utf-8", body)
-            } else {
-                Reply::error(*status, "AF429", &text)
-            };
-            if let Some(secs) = retry_after_secs {
-                reply.headers.push(("retry-after", secs.to_string()));
-            }
-            reply
+            throttled(call, *status, *retry_after_secs, *single_quoted)
         }
         SimFault::InternalError => Reply::error(500, "AF50000", "An internal error occurred. Retry the request."),
         SimFault::InternalErrorUndocumented => {
@@ -489,6 +472,28 @@ pub(super) fn fault_reply(fault: &SimFault, config: &SimConfig, call: &SimCall, 
         | SimFault::SlowBody(_)
         | SimFault::WrongDate(_) => Reply::new(200, "application/json; charset=utf-8", ""),
     }
+}
+
+/// AF429, in the words of the service.
+fn throttled(call: &SimCall, status: u16, retry_after_secs: Option<u64>, single_quoted: bool) -> Reply {
+    let method = match call.kind {
+        CallKind::Blob => "GetBlob",
+        CallKind::Content | CallKind::NextPage => "GetContent",
+        CallKind::Start => "StartSubscription",
+        _ => "ListSubscriptions",
+    };
+    let publisher = call.param("publisheridentifier").unwrap_or("00000000-0000-0000-0000-000000000000");
+    let text = format!("Too many requests. Method={method}, PublisherId={publisher}");
+    let mut reply = if single_quoted {
+        let body = format!("{{'error':{{'code':'AF429','message':'{text}'}}}}");
+        Reply::new(status, "application/json; charset=utf-8", body)
+    } else {
+        Reply::error(status, "AF429", &text)
+    };
+    if let Some(secs) = retry_after_secs {
+        reply.headers.push(("retry-after", secs.to_string()));
+    }
+    reply
 }
 
 /// `2026-07-16T20:45:00.123Z`

@@ -109,12 +109,16 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
         }
     }
     .await;
-    // Every handle is gone by now: the writer ends when it has written what it was given.
+    end_writer(writer).await;
+    result
+}
+
+/// Every handle is gone by now: the writer ends when it has written what it was given.
+async fn end_writer<T>(mut writer: JoinHandle<T>) {
     if !writer.is_finished() {
         let _ = tokio::time::timeout(STOP_GRACE, &mut writer).await;
         writer.abort();
     }
-    result
 }
 
 /// Asks which subscriptions are on, until Microsoft answers (`None`: stopped).

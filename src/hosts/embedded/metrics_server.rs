@@ -1,10 +1,11 @@
-//! The listener of `[metrics] listen`: `/metrics` in Prometheus text, `/health` with reasons, `/live`, `/ready`, how everything
-//! fares as `/status` (JSON) and `/status.html`, and `/`, which lists them.
+//! The listener of `[metrics] listen`: `/metrics` in Prometheus text, `/health` with reasons, `/live`, `/ready`, the status
+//! as `/status` (JSON) and `/status.html`, and `/`, which lists them.
 //!
-//! Owns the HTTP side only; what is measured is in [`crate::metrics`], how things fare comes from the host's
-//! [`HealthReport`] and the [`Monitor`]. What a browser may show names tenants and troubles, so these pages answer only to
-//! names by which nobody else's web page can reach them. `/health` answers 503 only when a source has failed: a degraded one still delivers, and a probe
-//! that restarts it would help nobody. `/live` says that the process runs, `/ready` that it takes part in its cluster.
+//! Owns the HTTP side only: the metrics are in [`crate::metrics`], and the status comes from the host's
+//! [`HealthReport`] and the [`Monitor`]. The pages for browsers name tenants and faults, so they answer only to host
+//! names under which a foreign web page cannot reach them. `/health` answers 503 only when a source has failed: a
+//! degraded one still delivers, and a restart by a probe would not help. `/live` reports that the process runs, `/ready`
+//! that it takes part in its cluster.
 //!
 //! A client can hold few resources: connections are bounded, and each has one request, which must arrive within
 //! seconds; the client must read the answer within half a minute. When there are too many, the oldest connection
@@ -292,11 +293,12 @@ async fn answer_one(
     }
 }
 
-/// Paths that answer to any name: scrapers and probes use all kinds, and no browser is to be kept from them.
+/// Paths that answer to any host name: scrapers and probes use all kinds, and these pages need no protection from
+/// browsers.
 const FOR_ANY_HOST: [&str; 4] = ["/metrics", "/health", "/live", "/ready"];
 /// Paths whose answers are small.
 const SMALL: [&str; 4] = ["/", "/health", "/live", "/ready"];
-/// What a foreign name is told.
+/// The answer to a foreign host name.
 const FOREIGN_HOST: &str = "this page answers only to an IP address, `localhost`, or a name in `[metrics] hosts`\n";
 
 fn router(served: Arc<Served>) -> Router {

@@ -13,8 +13,6 @@ use url::Url;
 
 use crate::model::Actionable;
 
-/// Connections of one process.
-const CONNECTIONS_MAX: usize = 8;
 /// For a connection to be made, with its sign-in.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer that acknowledges nothing for so long is gone.
@@ -125,18 +123,18 @@ impl Endpoint {
         format!("{} at {}", self.config.get_dbname().unwrap_or_default(), hosts.join(", "))
     }
 
-    /// A pool that connects when it is first asked.
+    /// A pool of at most so many connections, made when they are first asked for.
     ///
     /// # Errors
     /// Why there is none.
-    pub(super) fn pool(&self) -> Result<Pool, String> {
+    pub(super) fn pool(&self, connections_max: usize) -> Result<Pool, String> {
         let rules = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = match self.tls.clone() {
             Some(tls) => Manager::from_config(self.config.clone(), MakeRustlsConnect::new(tls), rules),
             None => Manager::from_config(self.config.clone(), NoTls, rules),
         };
         let timeouts = Timeouts { create: Some(CONNECT_TIMEOUT * 2), wait: None, recycle: Some(CONNECT_TIMEOUT) };
-        let pool = Pool::builder(manager).max_size(CONNECTIONS_MAX).timeouts(timeouts).runtime(Runtime::Tokio1).build();
+        let pool = Pool::builder(manager).max_size(connections_max).timeouts(timeouts).runtime(Runtime::Tokio1).build();
         pool.map_err(|error| error.to_string())
     }
 }

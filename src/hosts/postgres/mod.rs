@@ -46,6 +46,8 @@ const OWNER: &str = "owner";
 const ROWS_MAX: i64 = 1024;
 /// What a source reads ahead when it opens a tenant.
 const READ_AHEAD_BYTES: usize = 4 << 20;
+/// Connections of one process, beside the one for its leases.
+const CONNECTIONS_MAX: usize = 8;
 /// For an answer to come. A commit that takes longer has its connection dropped and is asked for again.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
@@ -53,6 +55,8 @@ const ANSWER_WAIT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct PostgresStore {
     pool: Pool,
+    /// One connection, for heartbeats and leases: they do not wait behind commits.
+    leases: Pool,
     member: String,
     shown: String,
     clock: Arc<dyn Clock>,
@@ -64,7 +68,14 @@ impl PostgresStore {
     /// # Errors
     /// Why there can be none.
     pub fn new(endpoint: &Endpoint, member: &str, clock: Arc<dyn Clock>) -> Result<Self, String> {
-        Ok(Self { pool: endpoint.pool()?, member: member.to_owned(), shown: endpoint.shown(), clock })
+        let (pool, leases) = (endpoint.pool(CONNECTIONS_MAX)?, endpoint.pool(1)?);
+        Ok(Self { pool, leases, member: member.to_owned(), shown: endpoint.shown(), clock })
+    }
+
+    /// The same store over the connection that is kept for heartbeats and leases.
+    #[must_use]
+    pub fn for_leases(&self) -> Self {
+        Self { pool: self.leases.clone(), ..self.clone() }
     }
 
     /// Where it is, without what is secret.

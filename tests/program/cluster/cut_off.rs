@@ -68,8 +68,7 @@ async fn until(state: &AtomicU8, passes: u8) {
 /// One direction of a connection, to its end.
 async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, state: &AtomicU8, passes: u8) {
     let mut bytes = vec![0; 65536];
-    loop {
-        let Ok(read @ 1..) = from.read(&mut bytes).await else { break };
+    while let Ok(read @ 1..) = from.read(&mut bytes).await {
         until(state, passes).await;
         if to.write_all(&bytes[..read]).await.is_err() {
             break;
