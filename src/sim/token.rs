@@ -115,7 +115,7 @@ const CODES: [(u32, &str, u16, &str); 32] = [
     (90090, "temporarily_unavailable", 503, "GraphRetryableError: the service is temporarily unavailable."),
 ];
 
-/// The AADSTS codes that can be switched on, as [`SimConfig::token_error`] and [`super::Fault::Aadsts`] take them.
+/// The AADSTS codes that can be switched on, as [`SimConfig::token_error`] and [`super::SimFault::Aadsts`] take them.
 pub fn aadsts_codes() -> impl Iterator<Item = u32> {
     CODES.into_iter().map(|(code, ..)| code)
 }

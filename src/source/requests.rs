@@ -1,6 +1,6 @@
 //! How a running source is asked for work: the request, how callers submit it, and where the source answers it. Each
-//! kind of work defines its own requests, progress numbers and results: a back-fill in [`super::request_queue`], a range filled
-//! through Microsoft Graph in [`super::heal::request_queue`].
+//! kind of work defines its own requests, progress numbers and results: a back-fill in [`super::backfill_requests`], a range filled
+//! through Microsoft Graph in [`super::heal::requests`].
 
 use std::fmt;
 use std::sync::Arc;
