@@ -57,7 +57,7 @@ use smallvec::SmallVec;
 
 use super::network::Network;
 use super::operation::fold;
-use super::pattern::{Names, Patterns};
+use super::pattern::{Names, Pattern};
 use super::recipient::{Domains, Recipient};
 use super::{Facts, Modification, RuleMatch, Severity, is_false, is_true, mail, recipient};
 
@@ -407,9 +407,9 @@ enum ConditionSubject {
 enum ValueTest {
     Present,
     Is(Test),
-    Like(Patterns),
+    Like(Vec<Pattern>),
     Between(f64, f64),
-    Changed { change: Option<RuleChange>, old: Patterns, new: Patterns },
+    Changed { change: Option<RuleChange>, old: Vec<Pattern>, new: Vec<Pattern> },
 }
 
 /// Why a rule was refused.
@@ -760,8 +760,8 @@ impl ConditionCheck {
                 ValueTest::Changed { change, old, new } => match &self.subject {
                     ConditionSubject::Modified(names) => facts.any_modified(names, &mut |entry| {
                         changed(entry, *change)
-                            && (old.is_empty() || old.match_any(entry.before()))
-                            && (new.is_empty() || new.match_any(entry.now()))
+                            && (old.is_empty() || Pattern::any(old, entry.before()))
+                            && (new.is_empty() || Pattern::any(new, entry.now()))
                     }),
                     _ => false,
                 },
@@ -833,7 +833,7 @@ impl ValueTest {
             Self::Is(Test::OddName) => mail::is_odd_name(value),
             // Decided over all values together, or by the event.
             Self::Is(Test::External | Test::Internal | Test::Undecided | Test::Actor) => false,
-            Self::Like(patterns) => patterns.match_any(value),
+            Self::Like(patterns) => Pattern::any(patterns, value),
             Self::Between(low, high) => leading_number(value).is_some_and(|number| (*low..=*high).contains(&number)),
             // Asked of the entry, not of a value.
             Self::Changed { .. } => false,
@@ -973,18 +973,22 @@ fn value_test(c: &Condition, subject: &ConditionSubject) -> Result<ValueTest, St
         return Err("`change` and `old` are for `modified` only".to_owned());
     }
     Ok(if !own_patterns.is_empty() {
-        ValueTest::Like(Patterns::new(own_patterns))
+        ValueTest::Like(patterns(own_patterns))
     } else if changed {
-        ValueTest::Changed { change: c.change, old: Patterns::new(&c.old), new: Patterns::new(&c.like) }
+        ValueTest::Changed { change: c.change, old: patterns(&c.old), new: patterns(&c.like) }
     } else if let Some(test) = c.is {
         ValueTest::Is(test)
     } else if numbers {
         ValueTest::Between(c.at_least.unwrap_or(f64::NEG_INFINITY), c.at_most.unwrap_or(f64::INFINITY))
     } else if !c.like.is_empty() {
-        ValueTest::Like(Patterns::new(&c.like))
+        ValueTest::Like(patterns(&c.like))
     } else {
         ValueTest::Present
     })
+}
+
+fn patterns(texts: &[String]) -> Vec<Pattern> {
+    texts.iter().map(|text| Pattern::new(text)).collect()
 }
 
 #[cfg(test)]

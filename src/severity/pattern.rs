@@ -1,8 +1,6 @@
 //! Texts compared with patterns: without case, `*` for any run of characters.
 
-use aho_corasick::AhoCorasick;
 use memchr::memmem::Finder;
-use smallvec::SmallVec;
 
 /// A compiled pattern.
 #[derive(Debug, Clone)]
@@ -42,85 +40,27 @@ impl Pattern {
                     && text.get(..first.len()).is_some_and(|start| start.eq_ignore_ascii_case(first))
                     && text.get(text.len() - last.len()..).is_some_and(|end| end.eq_ignore_ascii_case(last))
             }
-            _ => pattern.in_pieces(lower.get_or_insert_with(|| lower_case(text))),
+            _ => pattern.in_pieces(lower.get_or_insert_with(|| match text.is_ascii() {
+                true => text.to_ascii_lowercase(),
+                false => text.to_lowercase(),
+            })),
         })
     }
 
-    fn in_pieces(&self, text: &[u8]) -> bool {
+    fn in_pieces(&self, text: &str) -> bool {
         match self.pieces.as_slice() {
             [] => text.is_empty(),
-            [only] => only.as_bytes() == text,
+            [only] => only == text,
             [first, .., last] => {
-                let Some(mut rest) = text.strip_prefix(first.as_bytes()) else { return false };
+                let Some(mut rest) = text.strip_prefix(first.as_str()) else { return false };
                 for piece in &self.middle {
-                    match piece.find(rest) {
+                    match piece.find(rest.as_bytes()) {
                         Some(at) => rest = rest.get(at + piece.needle().len()..).unwrap_or_default(),
                         None => return false,
                     }
                 }
-                rest.ends_with(last.as_bytes())
+                rest.ends_with(last.as_str())
             }
-        }
-    }
-
-    /// The word, of a pattern `*word*` in ASCII.
-    fn word(&self) -> Option<&str> {
-        match self.pieces.as_slice() {
-            [before, word, after] if before.is_empty() && after.is_empty() && self.ascii => Some(word),
-            _ => None,
-        }
-    }
-}
-
-/// Longer texts that are compared with patterns are rare.
-const TEXT_BYTES: usize = 128;
-
-fn lower_case(text: &str) -> SmallVec<[u8; TEXT_BYTES]> {
-    if !text.is_ascii() {
-        return SmallVec::from_vec(text.to_lowercase().into_bytes());
-    }
-    let mut lower = SmallVec::from_slice(text.as_bytes());
-    lower.make_ascii_lowercase();
-    lower
-}
-
-/// Patterns of which a text has to be of one.
-#[derive(Debug, Clone)]
-pub struct Patterns {
-    /// Those that are words behind the others.
-    each: Vec<Pattern>,
-    /// How many others there are, and the words, which are looked for all at once.
-    words: Option<(usize, AhoCorasick)>,
-}
-
-/// So many words are found sooner one by one.
-const FEW_WORDS: usize = 5;
-
-impl Patterns {
-    /// Compiles texts; every text is a pattern.
-    pub fn new(texts: &[String]) -> Patterns {
-        let mut each: Vec<Pattern> = texts.iter().map(|text| Pattern::new(text)).collect();
-        each.sort_by_key(|pattern| pattern.word().is_some());
-        let others = each.partition_point(|pattern| pattern.word().is_none());
-        let words: Vec<&str> = each.iter().filter_map(Pattern::word).collect();
-        let words = (words.len() > FEW_WORDS).then(|| AhoCorasick::builder().ascii_case_insensitive(true).build(words));
-        let words = words.and_then(Result::ok).map(|words| (others, words));
-        Patterns { each, words }
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.each.is_empty()
-    }
-
-    /// Whether the whole of `text` is of one of them.
-    pub fn match_any(&self, text: &str) -> bool {
-        match &self.words {
-            // Beyond ASCII a letter's other case may be an ASCII one.
-            Some((others, words)) if text.is_ascii() => {
-                words.is_match(text) || Pattern::any(self.each.get(..*others).unwrap_or_default(), text)
-            }
-            _ => Pattern::any(&self.each, text),
         }
     }
 }
@@ -200,14 +140,6 @@ mod tests {
             if !name.contains('*') && name.is_ascii() {
                 prop_assert!(Names::new(std::slice::from_ref(&name)).matches(&written));
             }
-        }
-
-        #[test]
-        fn many_patterns_match_what_one_of_them_does(
-            texts in prop::collection::vec("[*]?[a-zé]{0,3}[*]?", 0..20), text in "[a-zA-ZéÉK]{0,8}",
-        ) {
-            let one_by_one = texts.iter().any(|pattern| Pattern::new(pattern).matches(&text));
-            prop_assert_eq!(Patterns::new(&texts).match_any(&text), one_by_one);
         }
 
         #[test]
