@@ -312,6 +312,7 @@ impl LeaseKeeper {
         self.leaving.clear();
         self.passing.clear();
         self.asked.clear();
+        self.passing.clear();
         self.joined = false;
         if !all.is_empty() {
             let (answer, ended) = oneshot::channel();
