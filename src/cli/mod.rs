@@ -124,6 +124,11 @@ pub fn command_line() -> clap::Command {
 
 /// Parses the command line, runs the command, prints its error, returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
+    // What is generic is compiled with its caller, and all of the program is below this.
+    main_of(args.into_iter().collect())
+}
+
+fn main_of(args: Vec<OsString>) -> Exit {
     let parsed = command_line().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
