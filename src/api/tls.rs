@@ -19,9 +19,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 use url::Url;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::auth::forms::{authorities, parts};
+use crate::auth::x509::ReadCertificate;
 
 #[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for sinks, which are left out"))]
 pub(crate) fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientConfig, String> {
@@ -154,13 +154,13 @@ impl ServerCertVerifier for Pinning {
             return judged;
         }
         rustls::client::verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
-        let (_, parsed) = X509Certificate::from_der(end_entity)
+        let read = ReadCertificate::of(end_entity)
             .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        if now < parsed.validity().not_before.timestamp() {
+        if now < read.not_before.as_second() {
             return Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYet));
         }
-        if now > parsed.validity().not_after.timestamp() {
+        if now > read.not_after.as_second() {
             return Err(rustls::Error::InvalidCertificate(CertificateError::Expired));
         }
         Ok(ServerCertVerified::assertion())

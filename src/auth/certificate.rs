@@ -22,11 +22,11 @@ use ring::digest;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::signature::{RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair};
 use serde_json::json;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::SecretText;
 use super::forms::{self, KeyForm, SortedParts};
+use super::x509::ReadCertificate;
 use crate::config::AssertionAlgorithm;
 use crate::model::Timestamp;
 use crate::net::excerpt;
@@ -196,10 +196,10 @@ impl CertificateFiles {
 fn certificate_of(certificates: &[Vec<u8>], key: &RsaKeyPair, file: &Path) -> Result<Option<Vec<u8>>, String> {
     let own = key.public().as_ref();
     for der in certificates {
-        let Ok((_, parsed)) = X509Certificate::from_der(der) else {
+        let Ok(read) = ReadCertificate::of(der) else {
             return Err(format!("a certificate in `{}` cannot be read", file.display()));
         };
-        if *parsed.public_key().subject_public_key.data == *own {
+        if read.public_key == own {
             return Ok(Some(der.clone()));
         }
     }
@@ -208,15 +208,12 @@ fn certificate_of(certificates: &[Vec<u8>], key: &RsaKeyPair, file: &Path) -> Re
 
 impl SigningCertificate {
     fn new(key: RsaKeyPair, der: &[u8]) -> Result<Self, String> {
-        let (_, parsed) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
-        let time = |time: &x509_parser::time::ASN1Time| {
-            Timestamp::from_second(time.timestamp()).map_err(|error| error.to_string())
-        };
+        let read = ReadCertificate::of(der).map_err(|error| error.to_string())?;
         let sha1 = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, der).as_ref().to_vec();
         let facts = CertificateFacts {
-            subject: excerpt(&parsed.subject().to_string()),
-            not_before: time(&parsed.validity().not_before)?,
-            not_after: time(&parsed.validity().not_after)?,
+            subject: excerpt(&read.subject),
+            not_before: read.not_before,
+            not_after: read.not_after,
             thumbprint: sha1.iter().map(|byte| format!("{byte:02X}")).collect(),
         };
         let sha256 = digest::digest(&digest::SHA256, der).as_ref().to_vec();

@@ -12,12 +12,10 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use pkcs8::der::Decode as _;
 use pkcs8::{EncryptedPrivateKeyInfoRef, PrivateKeyInfoRef};
 use rustls::pki_types::CertificateDer;
-use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
-use x509_parser::x509::SubjectPublicKeyInfo;
 use zeroize::Zeroizing;
 
 use super::SecretText;
+use super::x509::{ReadCertificate, is_public_key, is_request};
 use crate::config::text;
 use crate::net::excerpt;
 
@@ -201,10 +199,10 @@ fn sort_section(label: &str, body: &str, parts: &mut SortedParts) -> Result<(), 
     let der = from_base64(&packed).ok_or_else(|| format!("holds a PEM section `{label}` that is not base64"))?;
     match label {
         "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE" => {
-            let (rest, _) = X509Certificate::from_der(&der)
+            let read = ReadCertificate::of(&der)
                 .map_err(|_| "holds a certificate that cannot be read: it is cut or damaged".to_owned())?;
             // A trusted certificate of OpenSSL is followed by its permitted uses.
-            parts.certificates.push(der.get(..der.len() - rest.len()).unwrap_or_default().to_vec());
+            parts.certificates.push(der.get(..der.len() - read.rest.len()).unwrap_or_default().to_vec());
         }
         "PRIVATE KEY" => parts.keys.push((KeyForm::Pkcs8, der)),
         "RSA PRIVATE KEY" => parts.keys.push((KeyForm::Pkcs1, der)),
@@ -236,7 +234,7 @@ const PKCS7: &str = "a PKCS#7 bundle (.p7b), which has certificates and never a 
 
 /// One element of DER.
 fn sort_der(der: &[u8], parts: &mut SortedParts) -> Result<(), String> {
-    if X509Certificate::from_der(der).is_ok() {
+    if ReadCertificate::of(der).is_ok() {
         parts.certificates.push(der.to_vec());
         return Ok(());
     }
@@ -252,8 +250,8 @@ fn sort_der(der: &[u8], parts: &mut SortedParts) -> Result<(), String> {
         Some((0x06, ..)) => parts.others.push(PKCS7.into()),
         _ if PrivateKeyInfoRef::from_der(der).is_ok() => parts.keys.push((KeyForm::Pkcs8, copy())),
         _ if EncryptedPrivateKeyInfoRef::from_der(der).is_ok() => parts.keys.push((KeyForm::EncryptedPkcs8, copy())),
-        _ if X509CertificationRequest::from_der(der).is_ok() => parts.others.push(REQUEST.into()),
-        _ if SubjectPublicKeyInfo::from_der(der).is_ok() => parts.others.push(PUBLIC.into()),
+        _ if is_request(der) => parts.others.push(REQUEST.into()),
+        _ if is_public_key(der) => parts.others.push(PUBLIC.into()),
         // An archive with an unusual encoding is left to its own library to refuse.
         _ if der.get(1) == Some(&0x80) => parts.archives.push(copy()),
         _ => return Err("is neither PEM nor a PFX nor DER, or is cut or damaged".into()),

@@ -14,6 +14,7 @@ pub mod certificate;
 pub(crate) mod forms;
 pub mod identity;
 pub(crate) mod network;
+pub(crate) mod x509;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,6 @@ use std::io::IsTerminal;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FormatFields;
@@ -40,10 +39,7 @@ pub(super) fn install(config: &LogConfig) -> ProcessLog {
     let counting = || alike.clone().with_filter(Targets::new().with_target("m365_audit", Level::INFO));
     let keeper = RecentLayer(recent.clone()).with_filter(LevelFilter::WARN);
     // The configured level applies to this program's own lines; libraries log only warnings and errors.
-    let filter = std::env::var("M365_AUDIT_LOG")
-        .ok()
-        .and_then(|spec| EnvFilter::try_new(spec).ok())
-        .unwrap_or_else(|| EnvFilter::new(format!("warn,{QUIET},m365_audit={}", config.level)));
+    let (filter, unreadable) = filter(&config.level, std::env::var("M365_AUDIT_LOG").ok());
     let stderr = std::io::stderr;
     let _ = match config.format {
         // JSON has escapes of its own for what could break a line.
@@ -72,7 +68,30 @@ pub(super) fn install(config: &LogConfig) -> ProcessLog {
             )
             .try_init(),
     };
+    if let Some(text) = unreadable {
+        tracing::warn!(
+            value = %text,
+            "M365_AUDIT_LOG cannot be read, so `[log] level` applies: write a level or directives such as \
+             `info,m365_audit=debug`"
+        );
+    }
     ProcessLog { recent, alike }
+}
+
+/// What the log shows: `asked`, the value of `M365_AUDIT_LOG`, else the configured level. The second part is an `asked`
+/// that cannot be read.
+fn filter(level: &str, asked: Option<String>) -> (Targets, Option<String>) {
+    let unreadable = match asked {
+        None => None,
+        Some(text) => match text.parse() {
+            Ok(targets) => return (targets, None),
+            Err(_) => Some(text),
+        },
+    };
+    let directives = format!("warn,{QUIET},m365_audit={level}");
+    // `check_level` has refused every other text.
+    let targets = directives.parse().unwrap_or_else(|_| Targets::new().with_target("m365_audit", Level::INFO));
+    (targets, unreadable)
 }
 
 /// Keeps the lines that `status` shows, independent of the log's level.
@@ -152,6 +171,47 @@ impl Visit for PlainVisit<'_> {
             self.write(field, value);
         } else {
             self.record_debug(field, &value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shows(targets: &Targets) -> [bool; 4] {
+        [
+            ("m365_audit::source", Level::INFO),
+            ("m365_audit::source", Level::DEBUG),
+            ("hyper", Level::INFO),
+            ("tokio_postgres", Level::WARN),
+        ]
+        .map(|(target, level)| targets.would_enable(target, &level))
+    }
+
+    #[test]
+    fn the_level_is_for_our_own_lines_and_the_variable_replaces_it() {
+        let cases: [(&str, Option<&str>, [bool; 4]); 7] = [
+            ("info", None, [true, false, false, false]),
+            ("debug", None, [true, true, false, false]),
+            ("error", None, [false, false, false, false]),
+            ("info,m365_audit=debug", None, [true, true, false, false]),
+            ("info", Some("trace"), [true, true, true, true]),
+            ("info", Some("warn,m365_audit::source=debug"), [true, true, false, true]),
+            ("error", Some("off"), [false, false, false, false]),
+        ];
+        for (level, asked, expected) in cases {
+            let (targets, unreadable) = filter(level, asked.map(str::to_owned));
+            assert_eq!((shows(&targets), unreadable), (expected, None), "{level} {asked:?}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_cannot_be_read_is_named_and_the_level_applies() {
+        for asked in ["m365_audit=loud", "a=b=c"] {
+            let (targets, unreadable) = filter("debug", Some(asked.to_owned()));
+            assert_eq!(unreadable.as_deref(), Some(asked));
+            assert!(shows(&targets)[1], "{asked}");
         }
     }
 }

@@ -499,20 +499,24 @@ fn check_word(text: &str, words: &[&str]) -> Result<(), TextFault> {
 /// Levels, and directives `target=level`. Any other text would count as the name of a target, so that the log would be
 /// empty without a reason.
 fn check_level(text: &str) -> Result<(), TextFault> {
+    const EXPECTED: &str =
+        "one of `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,m365_audit=debug`";
     const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
     let wrong = |word: &str| {
         let by_name =
             [("verbose", "debug"), ("warning", "warn"), ("fatal", "error"), ("critical", "error"), ("all", "trace")];
         let near = by_name.iter().find(|(name, _)| word.eq_ignore_ascii_case(name)).map(|(_, level)| *level);
         let near = near.or_else(|| nearest(word, &LEVELS)).unwrap_or("info");
-        let expected =
-            "one of `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,m365_audit=debug`";
         let hint = format!("`{word}` is no level; nearest: `{near}`");
-        Err(TextFault::Explained { expected: expected.to_owned(), hint: Some(hint) })
+        Err(TextFault::Explained { expected: EXPECTED.to_owned(), hint: Some(hint) })
     };
-    // Text in brackets or braces has commas of its own.
     if text.contains(['[', '{']) {
-        return Ok(());
+        return Err(TextFault::Explained {
+            expected: EXPECTED.to_owned(),
+            hint: Some(
+                "a directive names a module and a level, no span and no field: leave out the brackets".to_owned(),
+            ),
+        });
     }
     for directive in text.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
         let level = directive.rsplit('=').next().unwrap_or_default();

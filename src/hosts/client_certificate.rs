@@ -16,10 +16,10 @@ use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{InconsistentKeys, SignatureScheme};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::auth::forms::{KeyForm, SortedParts, parts};
+use crate::auth::x509::ReadCertificate;
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
@@ -297,9 +297,8 @@ fn certified(certificates: &[CertificateDer<'static>], key: &Arc<dyn SigningKey>
 /// The pair with the times of its certificate.
 fn validity(certified: Arc<CertifiedKey>) -> Result<CertifiedPair, String> {
     let own = certified.cert.first().ok_or("it holds no certificate")?;
-    let (_, parsed) = X509Certificate::from_der(own).map_err(|error| error.to_string())?;
-    let time = |time: &x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).map_err(|e| e.to_string());
-    let (not_before, not_after) = (time(&parsed.validity().not_before)?, time(&parsed.validity().not_after)?);
+    let read = ReadCertificate::of(own).map_err(|error| error.to_string())?;
+    let (not_before, not_after) = (read.not_before, read.not_after);
     Ok(CertifiedPair { certified, not_before, not_after })
 }
 
