@@ -219,6 +219,11 @@ impl Fleet {
         found
     }
 
+    /// What is published just after a poll comes with the next.
+    fn patience(&self) -> Duration {
+        PATIENCE + Duration::from_secs(self.poll_secs)
+    }
+
     async fn until_delivered(&self, what: &str) {
         self.until(what, || self.delivered().len() == self.events.len()).await;
     }
@@ -231,7 +236,7 @@ impl Fleet {
                 self.events.iter().filter(|id| !delivered.contains_key(*id)).collect()
             };
             assert!(
-                begun.elapsed() < PATIENCE,
+                begun.elapsed() < self.patience(),
                 "{what}: {} missing: {:?}\n{}\n{}",
                 missing.len(),
                 &missing[..missing.len().min(5)],

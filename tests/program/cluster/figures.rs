@@ -6,7 +6,7 @@ use super::*;
 async fn arrivals(fleet: &Fleet, ids: &BTreeSet<String>, begun: Instant) -> Vec<f64> {
     let mut came: BTreeMap<String, f64> = BTreeMap::new();
     while came.len() < ids.len() {
-        assert!(begun.elapsed() < PATIENCE, "{} of {} came", came.len(), ids.len());
+        assert!(begun.elapsed() < fleet.patience(), "{} of {} came", came.len(), ids.len());
         for id in fleet.delivered().into_keys().filter(|id| ids.contains(id)) {
             came.entry(id).or_insert(begun.elapsed().as_secs_f64());
         }
