@@ -133,7 +133,7 @@ impl Connections {
     }
 
     /// The clients for the origin of `target`; shared with other tenants that have the same settings.
-    pub(super) fn way(&self, settings: &HttpSettings<'_>, target: &Url) -> Result<Arc<HostClients>, String> {
+    pub(super) fn clients(&self, settings: &HttpSettings<'_>, target: &Url) -> Result<Arc<HostClients>, String> {
         let key = key(settings, target);
         let mut ways = self.ways.lock();
         if let Some(way) = ways.get(&key).and_then(Weak::upgrade) {
@@ -190,18 +190,18 @@ mod tests {
     fn tenants_that_reach_a_host_alike_share_a_way_and_others_do_not() {
         let connections = Connections::new();
         let url = |text: &str| Url::parse(text).unwrap();
-        let one = connections.way(&settings(), &url("http://127.0.0.1:8080/a")).unwrap();
-        let same = connections.way(&settings(), &url("http://127.0.0.1:8080/b?c")).unwrap();
+        let one = connections.clients(&settings(), &url("http://127.0.0.1:8080/a")).unwrap();
+        let same = connections.clients(&settings(), &url("http://127.0.0.1:8080/b?c")).unwrap();
         assert!(Arc::ptr_eq(&one, &same));
         let proxy = url("http://10.0.0.1:3128");
         let longer = HttpSettings { connect_timeout: Duration::from_secs(11), ..settings() };
         let proxied = HttpSettings { proxy_url: Some(&proxy), ..settings() };
         let excepting = HttpSettings { no_proxy: Some(""), ..settings() };
         let others = [
-            connections.way(&settings(), &url("http://127.0.0.1:8081/a")).unwrap(),
-            connections.way(&longer, &url("http://127.0.0.1:8080/a")).unwrap(),
-            connections.way(&proxied, &url("http://127.0.0.1:8080/a")).unwrap(),
-            connections.way(&excepting, &url("http://127.0.0.1:8080/a")).unwrap(),
+            connections.clients(&settings(), &url("http://127.0.0.1:8081/a")).unwrap(),
+            connections.clients(&longer, &url("http://127.0.0.1:8080/a")).unwrap(),
+            connections.clients(&proxied, &url("http://127.0.0.1:8080/a")).unwrap(),
+            connections.clients(&excepting, &url("http://127.0.0.1:8080/a")).unwrap(),
         ];
         assert!(others.iter().all(|other| !Arc::ptr_eq(&one, other)));
         drop((one, same, others));

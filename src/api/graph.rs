@@ -195,7 +195,7 @@ pub struct GraphClient(Arc<GraphInner>);
 struct GraphInner {
     tenant: TenantId,
     graph_url: Url,
-    way: Arc<HostClients>,
+    clients: Arc<HostClients>,
     route: NetworkRoute,
     places: Places,
     bound: Bound,
@@ -246,16 +246,16 @@ impl GraphClient {
         let settings = TokenSettings { audience: GRAPH_URL.to_owned(), ..feed.tokens.settings().clone() };
         let tokens = TokenSource::new(
             settings,
-            feed.authority_way.calls().clone(),
-            feed.authority_way.route(feed.places.clone()),
+            feed.authority_clients.calls().clone(),
+            feed.authority_clients.route(feed.places.clone()),
             feed.bound.calls.clone(),
             feed.clock.clone(),
         );
         GraphClient(Arc::new(GraphInner {
             tenant: feed.tenant.clone(),
             graph_url: feed.graph_url.clone(),
-            route: feed.graph_way.route(feed.places.clone()),
-            way: feed.graph_way.clone(),
+            route: feed.graph_clients.route(feed.places.clone()),
+            clients: feed.graph_clients.clone(),
             places: feed.places.clone(),
             bound: feed.bound.clone(),
             patience: feed.connect_timeout.saturating_add(feed.read_timeout),
@@ -450,7 +450,7 @@ impl GraphInner {
         token: Token,
     ) -> Result<GraphAnswer, GraphError> {
         let mut request = self
-            .way
+            .clients
             .calls()
             .request(method.clone(), url)
             .header(AUTHORIZATION, token.header())

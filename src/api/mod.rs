@@ -221,9 +221,9 @@ struct QuotaShare {
 struct ClientInner {
     tenant: TenantId,
     links: Links,
-    way: Arc<HostClients>,
+    clients: Arc<HostClients>,
     graph_url: Url,
-    graph_way: Arc<HostClients>,
+    graph_clients: Arc<HostClients>,
     /// Explains why the API was not reached.
     route: NetworkRoute,
     /// Where remedies lead.
@@ -232,7 +232,7 @@ struct ClientInner {
     bound: Bound,
     /// Permits for this tenant's downloads.
     own_downloads: Arc<Semaphore>,
-    authority_way: Arc<HostClients>,
+    authority_clients: Arc<HostClients>,
     connect_timeout: Duration,
     read_timeout: Duration,
     tokens: TokenSource,
@@ -361,16 +361,16 @@ impl ApiClient {
             settings.tenant.as_str(),
             &settings.client_id,
         );
-        let way = |endpoint, target: &Url| {
-            let way = connections.way(&http_settings, target);
-            way.map_err(|why| unusable(settings.tenant.clone(), endpoint, why, &places))
+        let clients = |endpoint, target: &Url| {
+            let clients = connections.clients(&http_settings, target);
+            clients.map_err(|why| unusable(settings.tenant.clone(), endpoint, why, &places))
         };
         // Separate clients, because the proxy may apply to only one of the hosts.
-        let api_way = way(FeedCallKind::ListSubscriptions, &settings.api_url)?;
-        let graph_way = way(FeedCallKind::ListSubscriptions, &settings.graph_url)?;
-        let authority_way = match &settings.credential {
-            Credential::ManagedIdentity(identity) => way(FeedCallKind::Token, &identity.url)?,
-            _ => way(FeedCallKind::Token, &settings.authority_url)?,
+        let api_clients = clients(FeedCallKind::ListSubscriptions, &settings.api_url)?;
+        let graph_clients = clients(FeedCallKind::ListSubscriptions, &settings.graph_url)?;
+        let authority_clients = match &settings.credential {
+            Credential::ManagedIdentity(identity) => clients(FeedCallKind::Token, &identity.url)?,
+            _ => clients(FeedCallKind::Token, &settings.authority_url)?,
         };
         let links = Links::new(&settings.api_url, settings.cloud, &settings.tenant, &settings.publisher_identifier);
         let (connect_timeout, read_timeout) = (settings.connect_timeout, settings.read_timeout);
@@ -378,8 +378,8 @@ impl ApiClient {
         let (tenant, max_requests_per_minute) = (settings.tenant.clone(), settings.max_requests_per_minute);
         let tokens = TokenSource::new(
             token_settings(settings, places.clone()),
-            authority_way.calls().clone(),
-            authority_way.route(places.clone()),
+            authority_clients.calls().clone(),
+            authority_clients.route(places.clone()),
             connections.bound().calls.clone(),
             clock.clone(),
         );
@@ -397,12 +397,12 @@ impl ApiClient {
                 connect_timeout,
                 read_timeout,
                 tokens,
-                route: api_way.route(places.clone()),
-                way: api_way,
+                route: api_clients.route(places.clone()),
+                clients: api_clients,
                 graph_url,
-                graph_way,
+                graph_clients,
                 places,
-                authority_way,
+                authority_clients,
                 pace,
                 clock,
                 server_date: Mutex::new(None),
@@ -609,8 +609,8 @@ impl ClientInner {
 
     fn http(&self, call: FeedCall) -> &reqwest::Client {
         match call.endpoint {
-            FeedCallKind::FetchBlob => self.way.transfers(),
-            _ => self.way.calls(),
+            FeedCallKind::FetchBlob => self.clients.transfers(),
+            _ => self.clients.calls(),
         }
     }
 

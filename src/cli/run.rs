@@ -325,7 +325,7 @@ impl Process {
         let Some(config) = self.config.sources.get(&name).cloned() else { return };
         let stop = CancellationToken::new();
         let (counter, request_queue) = backfill::request_queue();
-        let (heal, heal_desk) = heal::requests::request_queue();
+        let (heal, heal_queue) = heal::requests::request_queue();
         let (retries, asked) = aside::asking();
         let tenant = config.tenant_id.clone();
         let entry = RunningSource {
@@ -344,7 +344,7 @@ impl Process {
         );
         let source = M365Audit::new(name.as_str(), config, self.clock.clone())
             .with_backfill_queue(request_queue)
-            .with_heal_queue(heal_desk)
+            .with_heal_queue(heal_queue)
             .with_retries(asked)
             .in_fleet(&self.fleet);
         let source = match &self.receipts {

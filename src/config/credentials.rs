@@ -16,7 +16,7 @@ struct SignInMethod {
     keys: &'static [&'static str],
 }
 
-const WAYS: [SignInMethod; 4] = [
+const SIGN_IN_METHODS: [SignInMethod; 4] = [
     SignInMethod {
         method: AuthMethod::ClientSecret,
         keys: &["client_secret", "client_secret_file", "client_secret_expires"],
@@ -41,37 +41,44 @@ const WAYS: [SignInMethod; 4] = [
 
 /// Whether a key belongs to sign-in.
 pub(super) fn is_credential(key: &str) -> bool {
-    key == "auth" || WAYS.iter().any(|way| way.keys.contains(&key))
+    key == "auth" || SIGN_IN_METHODS.iter().any(|method| method.keys.contains(&key))
 }
 
 /// Checks that one method is configured, with all its keys and none of another.
 pub(super) fn check_credentials(findings: &mut Findings, table: &Table, path: &str) {
     let auth = join(path, "auth");
     let written = table.get("auth").and_then(Value::as_str);
-    let Some(chosen) = WAYS.iter().find(|way| way.method.as_str() == written.unwrap_or("client_secret")) else {
+    let Some(chosen) =
+        SIGN_IN_METHODS.iter().find(|method| method.method.as_str() == written.unwrap_or("client_secret"))
+    else {
         return; // An unknown sign-in method was already reported.
     };
-    let named = |way: &SignInMethod| way.keys.iter().copied().find(|key| table.contains_key(*key));
-    let others: Vec<(&SignInMethod, &str)> =
-        WAYS.iter().filter(|way| way.method != chosen.method).filter_map(|way| Some((way, named(way)?))).collect();
+    let named = |method: &SignInMethod| method.keys.iter().copied().find(|key| table.contains_key(*key));
+    let others: Vec<(&SignInMethod, &str)> = SIGN_IN_METHODS
+        .iter()
+        .filter(|method| method.method != chosen.method)
+        .filter_map(|method| Some((method, named(method)?)))
+        .collect();
     if written.is_none() && named(chosen).is_none() && !others.is_empty() {
-        check_client_id(findings, table, path, others.first().map(|(way, _)| way.method));
-        let expected = others.iter().map(|(way, key)| format!("`auth = \"{}\"` (for `{key}`)", way.method.as_str()));
+        check_client_id(findings, table, path, others.first().map(|(method, _)| method.method));
+        let expected =
+            others.iter().map(|(method, key)| format!("`auth = \"{}\"` (for `{key}`)", method.method.as_str()));
         let expected = expected.collect::<Vec<_>>().join(" or ");
         findings.note(Problem::new(auth, Fault::Missing, expected).hint("how to sign in is never guessed"));
         return;
     }
     check_client_id(findings, table, path, Some(chosen.method));
-    for (way, key) in others {
+    for (method, key) in others {
         let expected = format!(
             "no key of `auth = \"{}\"` beside {}",
-            way.method.as_str(),
+            method.method.as_str(),
             match named(chosen).filter(|_| written.is_none()) {
                 Some(own) => format!("`{own}`"),
                 None => format!("`auth = \"{}\"`", chosen.method.as_str()),
             }
         );
-        let hint = format!("to sign in that way set `auth = \"{}\"` and leave the other keys out", way.method.as_str());
+        let hint =
+            format!("to sign in that way set `auth = \"{}\"` and leave the other keys out", method.method.as_str());
         findings.note(Problem::new(join(path, key), Fault::Invalid, expected).hint(hint));
     }
     match chosen.method {

@@ -15,7 +15,7 @@ const ALARM: Duration = Duration::from_secs(900);
 /// See the module's documentation.
 pub(super) struct TenantTurn {
     seat: TurnSeat,
-    standing: TurnState,
+    turn: TurnState,
     /// Blobs being fetched, and how many fetches have ended.
     fetching: usize,
     ended: u64,
@@ -28,7 +28,7 @@ pub(super) struct TenantTurn {
 impl TenantTurn {
     /// For a tenant without work yet.
     pub(super) fn new(seat: TurnSeat) -> Self {
-        Self { seat, standing: TurnState::Idle, fetching: 0, ended: 0, expiring: false, shown: false }
+        Self { seat, turn: TurnState::Idle, fetching: 0, ended: 0, expiring: false, shown: false }
     }
 
     /// Submits how many blobs are ready; returns whether the tenant's state in the queue changed.
@@ -39,13 +39,13 @@ impl TenantTurn {
             () => Priority::Many,
         };
         let need = Need { ready: ready > 0, fetching: self.fetching > 0, class, ended: self.ended };
-        let standing = self.seat.ask(now, need);
-        std::mem::replace(&mut self.standing, standing) != standing
+        let turn = self.seat.ask(now, need);
+        std::mem::replace(&mut self.turn, turn) != turn
     }
 
     /// Whether a fetch may begin.
     pub(super) fn may_begin(&self) -> bool {
-        self.standing == TurnState::Reading
+        self.turn == TurnState::Reading
     }
 
     /// A fetch begins.
@@ -67,15 +67,15 @@ impl TenantTurn {
     /// The room left beside this many unsettled blobs. New content has room of its own beside the backlog, except for a
     /// tenant that waits.
     pub(super) fn rooms(&self, unsettled: usize) -> Rooms {
-        let most = self.seat.unsettled_max(self.standing);
-        let fresh = if matches!(self.standing, TurnState::Waiting(_)) { most } else { 2 * most };
+        let most = self.seat.unsettled_max(self.turn);
+        let fresh = if matches!(self.turn, TurnState::Waiting(_)) { most } else { 2 * most };
         Rooms { backlog: unsettled < most, fresh: unsettled < fresh }
     }
 
     /// Reports when it waits too long; the limit is shorter when it is `expiring`.
     pub(super) fn check(&mut self, expiring: bool, now: Duration, reporter: &HealthReporter) {
         self.expiring = expiring;
-        let why = match self.standing {
+        let why = match self.turn {
             TurnState::Waiting(_) if expiring => "the oldest of it is gone within a day",
             TurnState::Waiting(since) if now >= since + ALARM => "for a quarter of an hour or longer",
             _ => return reporter.clear(Component::Turn),
@@ -91,7 +91,7 @@ impl TenantTurn {
 
     /// Sets the gauge of its waiting time, once it had to wait.
     pub(super) fn set_gauge(&mut self, tenant: &::metrics::SharedString, now: Duration) {
-        let waited = match self.standing {
+        let waited = match self.turn {
             TurnState::Waiting(since) => now.saturating_sub(since).as_secs_f64(),
             _ if self.shown => 0.0,
             _ => return,

@@ -59,7 +59,7 @@ impl<Q: WorkRequest> Clone for RequestSender<Q> {
 
 impl<Q: WorkRequest> fmt::Debug for RequestSender<Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Counter").finish_non_exhaustive()
+        f.debug_struct("RequestSender").finish_non_exhaustive()
     }
 }
 

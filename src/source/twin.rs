@@ -65,9 +65,9 @@ impl Twins {
 
     /// Claims one key.
     pub(super) async fn claim(&mut self, key: Key, store: &dyn StateStore) -> Result<ClaimState, StateError> {
-        let mut standing = ClaimState::Claimed;
-        let claimed = self.claim_keys(&[key], store, |_, known| standing = known).await;
-        claimed.map(|()| standing).map_err(|(_, error)| error)
+        let mut claim = ClaimState::Claimed;
+        let claimed = self.claim_keys(&[key], store, |_, known| claim = known).await;
+        claimed.map(|()| claim).map_err(|(_, error)| error)
     }
 
     /// Claims the canonical keys of the events whose other keys are claimed in `open`; releases those of events that
@@ -95,10 +95,10 @@ impl Twins {
         let keys: Vec<Key> = left.iter().map(|(_, _, twin)| *twin).collect();
         let mut freed = Vec::new();
         let claimed = self
-            .claim_keys(&keys, store, |nth, standing| {
+            .claim_keys(&keys, store, |nth, claim| {
                 if let Some((at, key, _)) = left.get(nth) {
                     freed.push(*key);
-                    taken.push((*at, standing));
+                    taken.push((*at, claim));
                 }
             })
             .await;

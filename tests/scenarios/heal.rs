@@ -454,7 +454,7 @@ const LATE_ID: &str = "00000000-0000-4000-8000-000000000900";
 #[tokio::test]
 async fn a_gap_stays_declared_where_nobody_knows_whether_events_of_before_are_its_own() {
     let w = with_late_content(false).await;
-    let (running, counter) = w.start_with_heal_desk();
+    let (running, counter) = w.start_with_heal_queue();
     let found = w.until_within(days(1), || stored(&w).not_known.contains_key(EXCHANGE.as_str())).await;
     assert!(found, "{:#?}", stored(&w));
     let gap = w.watch.positions()[&EXCHANGE].gaps[0].clone();
@@ -541,7 +541,7 @@ async fn asked(w: &World, counter: &HealSender, ask: HealAsk) -> Result<HealResu
 }
 
 async fn began(w: &World) -> (Running, HealSender) {
-    let (running, counter) = w.start_with_heal_desk();
+    let (running, counter) = w.start_with_heal_queue();
     w.pass(mins(10)).await;
     (running, counter)
 }

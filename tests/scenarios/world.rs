@@ -248,7 +248,7 @@ impl World {
     }
 
     /// Starts the source to run on, with the counter at which ranges are asked to be filled through Microsoft Graph.
-    pub fn start_with_heal_desk(&self) -> (Running, heal::requests::HealSender) {
+    pub fn start_with_heal_queue(&self) -> (Running, heal::requests::HealSender) {
         let (counter, desk) = heal::requests::request_queue();
         (self.spawn(self.source().with_heal_queue(desk)), counter)
     }
