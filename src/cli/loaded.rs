@@ -1,10 +1,13 @@
 //! The configuration of a file, with the tenants that the table of its cluster has.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use super::opened::StoreWaits;
 use super::{Failure, opened};
 use crate::config::{Config, ConfigFiles, Problem, SOURCE_TYPE};
 use crate::host::StateError;
+use crate::hosts::postgres::OnWait;
 use crate::hosts::postgres::tenants::StoredTenant;
 
 /// As [`Config::load`].
@@ -23,16 +26,39 @@ pub(super) async fn load_to_run(path: &Path) -> Result<(Config, Vec<Problem>), F
     Ok(Config::load_to_run_of(path, &files(path).await?)?)
 }
 
+/// As [`load_to_run`], but waits for a cluster's database that is away. The log is set up by what is read here, so
+/// standard error has the wait.
+///
+/// # Errors
+/// All problems, or that the database refuses.
+pub(super) async fn load_to_run_once_there(path: &Path) -> Result<(Config, Vec<Problem>), Failure> {
+    let mut waits = StoreWaits::default();
+    let mut on_wait = |error: &StateError| {
+        if let Some(line) = waits.line(error) {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    };
+    Ok(Config::load_to_run_of(path, &files_of(path, Some(&mut on_wait)).await?)?)
+}
+
 /// The files of a configuration, and the rows of its cluster's table.
 ///
 /// # Errors
 /// The table cannot be read.
 pub(super) async fn files(path: &Path) -> Result<ConfigFiles, Failure> {
+    files_of(path, None).await
+}
+
+async fn files_of(path: &Path, on_wait: Option<&mut OnWait<'_>>) -> Result<ConfigFiles, Failure> {
     let files = ConfigFiles::beside(path);
     let Some(cluster) = Config::cluster_of(path) else { return Ok(files) };
     // What is wrong with the cluster itself is told with all else that is wrong.
     let Ok(store) = opened::connected(&cluster) else { return Ok(files) };
-    match store.stored_tenants().await {
+    let stored = match on_wait {
+        Some(on_wait) => store.stored_tenants_once_there(on_wait).await,
+        None => store.stored_tenants().await,
+    };
+    match stored {
         Ok(tenants) => Ok(files.with_stored(tenants.iter().map(|tenant| (place(tenant), text(tenant))).collect())),
         // Before `cluster init` there is no table.
         Err(StateError::Unavailable(why)) if why.contains("cluster init") => Ok(files),

@@ -7,10 +7,28 @@ use super::Failure;
 use super::exit::Exit;
 use crate::clock::SystemClock;
 use crate::config::{ClusterConfig, Config};
-use crate::host::StateStore;
+use crate::host::{StateError, StateStore};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::hosts::postgres::{Endpoint, PostgresStore, UrlError};
 use crate::model::Actionable;
+
+/// A member that waits for its database says so once for so many attempts, one a second.
+const WAITS_PER_LINE: u32 = 60;
+
+/// The attempts of a member to reach its database.
+#[derive(Default)]
+pub(super) struct StoreWaits(u32);
+
+impl StoreWaits {
+    /// What to say of an attempt that failed, if it is to be said.
+    pub fn line(&mut self, error: &StateError) -> Option<String> {
+        let is_due = self.0.is_multiple_of(WAITS_PER_LINE);
+        self.0 = self.0.saturating_add(1);
+        is_due.then(|| {
+            format!("cluster-store-away: {error} (hint: this process waits for it, then joins; nothing is lost)")
+        })
+    }
+}
 
 /// For reading, beside whoever writes.
 ///
@@ -46,6 +64,22 @@ pub(super) fn alone(config: &Config) -> Result<Arc<SqliteStore>, Failure> {
 pub(super) async fn shared(cluster: &ClusterConfig) -> Result<PostgresStore, Failure> {
     let store = connected(cluster)?;
     store.verify_tables().await.map_err(Failure::of_cluster)?;
+    Ok(store)
+}
+
+/// As [`shared`], for a member: waits for a database that is away, as a running member does.
+///
+/// # Errors
+/// The database refuses, or has no tables of this build.
+pub(super) async fn shared_once_there(cluster: &ClusterConfig) -> Result<PostgresStore, Failure> {
+    let store = connected(cluster)?;
+    let mut waits = StoreWaits::default();
+    let mut on_wait = |error: &StateError| {
+        if let Some(line) = waits.line(error) {
+            tracing::warn!("{line}");
+        }
+    };
+    store.verify_tables_once_there(&mut on_wait).await.map_err(Failure::of_cluster)?;
     Ok(store)
 }
 

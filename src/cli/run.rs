@@ -128,16 +128,18 @@ impl SinkMemory {
 /// # Errors
 /// When it could not start; later faults decide the exit code.
 pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
-    let (config, files) = loaded::load_to_run(&args.config).await?;
+    let (config, files) = loaded::load_to_run_once_there(&args.config).await?;
     let log = logging::install(&config.log);
     log.alike.set_tenants(config.sources.len());
     let counting = tokio::spawn(log.alike.clone().keep_writing());
     files.into_iter().chain(config.warnings()).for_each(|warning| warn_of(&warning));
     let clock: Arc<dyn Clock> = SystemClock::new();
     // The control socket does not exist yet: only the log can report a file system that does not answer.
+    let waited_for = if config.cluster.is_some() { Some(open_state(&config).await?) } else { None };
     let slow = warn_when_slow(clock.clone());
     let stop = CancellationToken::new();
-    let StateLocation { state, own: store, shared, memory, data_dir: _data_dir } = open_state(&config).await?;
+    let location = if let Some(location) = waited_for { location } else { open_state(&config).await? };
+    let StateLocation { state, own: store, shared, memory, data_dir: _data_dir } = location;
     // The owner of the folder's lock may create the key in it.
     let receipts = keeping(&config);
     if config.cluster.is_some() {
@@ -233,8 +235,8 @@ async fn open_state(config: &Config) -> Result<StateLocation, Failure> {
         return Ok(StateLocation { state, own: Some(store), shared: None, memory, data_dir: None });
     };
     let data_dir = Some(DataDir::take(&config.data_dir)?);
-    let store = opened::shared(cluster).await?;
-    warn_of_durability(&store).await?;
+    let store = opened::shared_once_there(cluster).await?;
+    warn_of_durability(&store).await;
     let (state, shared) = (Arc::new(store.clone()), Some((cluster.clone(), store)));
     Ok(StateLocation { state, own: None, shared, memory: SinkMemory::none(), data_dir })
 }

@@ -63,15 +63,15 @@ pub(super) fn refuse_in_cluster(once: bool, config: &Config, receipts: Option<&K
 ///
 /// # Errors
 /// The database does not answer.
-pub(super) async fn warn_of_durability(store: &PostgresStore) -> Result<(), Failure> {
-    if let Some(setting) = store.not_durable().await.map_err(Failure::of_cluster)? {
+pub(super) async fn warn_of_durability(store: &PostgresStore) {
+    // A database that went away again is told by the leases.
+    if let Ok(Some(setting)) = store.not_durable().await {
         tracing::warn!(
             "cluster-not-durable: {} has `{setting}`, so it reports commits that a crash of it may lose; what they marked comes again then \
              (hint: set `synchronous_commit = on` and `fsync = on`)",
             store.shown()
         );
     }
-    Ok(())
 }
 
 impl ClusterSeat {

@@ -20,6 +20,7 @@ pub mod schema;
 pub mod tenants;
 
 use std::collections::{BTreeMap, HashMap};
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +51,11 @@ const READ_AHEAD_BYTES: usize = 4 << 20;
 const CONNECTIONS_MAX: usize = 8;
 /// For an answer to come. A commit that takes longer has its connection dropped and is asked for again.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
+/// Between two attempts to reach a server that is away.
+const RETRY_WAIT: Duration = Duration::from_secs(1);
+
+/// Called with why a server is away, after each attempt to reach it.
+pub type OnWait<'w> = dyn FnMut(&StateError) + Send + 'w;
 
 /// The state of all tenants of a fleet.
 #[derive(Debug, Clone)]
@@ -91,6 +97,31 @@ impl PostgresStore {
             };
             StateError::Unavailable(format!("{}: {why}", self.shown))
         })
+    }
+
+    /// As [`rows`](Self::rows), but waits for a server that is away. `on_wait` is called with why it is, after each attempt.
+    async fn rows_once_there(&self, sql: &str, on_wait: &mut OnWait<'_>) -> Result<Vec<Row>, StateError> {
+        loop {
+            let error = match self.pool.get().await {
+                Ok(connection) => match connection.query_typed(sql, &[]).await {
+                    Ok(rows) => return Ok(rows),
+                    Err(error) => PoolError::Backend(error),
+                },
+                Err(error) => error,
+            };
+            let (is_away, error) = match &error {
+                PoolError::Backend(error) => (is_away(error), self.failed(error)),
+                error => {
+                    let is_away = matches!(error, PoolError::Timeout(_));
+                    (is_away, StateError::Unavailable(format!("{}: {}", self.shown, in_words(error))))
+                }
+            };
+            if !is_away {
+                return Err(error);
+            }
+            on_wait(&error);
+            self.clock.sleep(RETRY_WAIT).await;
+        }
     }
 
     /// The rows of one statement, in one round trip.
@@ -401,6 +432,23 @@ impl PostgresStore {
 }
 
 /// An error with what it comes from: the library's own words leave that out.
+/// Whether a server is not there, or not yet: nothing listens, it starts, ends, or has no room for a connection.
+fn is_away(error: &tokio_postgres::Error) -> bool {
+    if let Some(code) = error.code() {
+        let class = code.code().get(..2).unwrap_or_default();
+        return *code == SqlState::TOO_MANY_CONNECTIONS || ["57", "08"].contains(&class);
+    }
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            // A failed TLS handshake is an error of I/O with another one in it, and stays one.
+            return !error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+        }
+        source = error.source();
+    }
+    error.is_closed()
+}
+
 fn in_words(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();

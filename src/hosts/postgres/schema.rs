@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::{PostgresStore, in_words};
+use super::{OnWait, PostgresStore, in_words};
 use crate::host::StateError;
 
 /// The version of the tables this build makes and knows.
@@ -64,7 +64,21 @@ impl PostgresStore {
     /// # Errors
     /// In words, with the remedy.
     pub async fn verify_tables(&self) -> Result<(), StateError> {
-        match self.version().await? {
+        self.verify_version(self.version().await?)
+    }
+
+    /// As [`verify_tables`](Self::verify_tables), but waits for a server that is away: one that starts, ends, cannot be
+    /// reached or has no room for a connection. `on_wait` is called with why it is, after each attempt.
+    ///
+    /// # Errors
+    /// The server refuses: the role, its password, the database, TLS; or the tables are not there, or of a newer build.
+    pub async fn verify_tables_once_there(&self, on_wait: &mut OnWait<'_>) -> Result<(), StateError> {
+        let rows = self.rows_once_there("select value from meta where name = 'schema'", on_wait).await?;
+        self.verify_version(rows.first().map(|row| row.get(0)))
+    }
+
+    fn verify_version(&self, version: Option<i64>) -> Result<(), StateError> {
+        match version {
             Some(version) => self.refuse_newer(version),
             None => Err(StateError::Unavailable(format!(
                 "{} has no tables of this build: run `m365-audit cluster init`",

@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::PostgresStore;
+use super::{OnWait, PostgresStore};
 use crate::host::StateError;
 use crate::model::TenantId;
 
@@ -19,21 +19,27 @@ pub struct StoredTenant {
     pub settings: String,
 }
 
+const STORED: &str = "select id::text, name, template, settings::text from tenant order by name";
+
+fn stored(row: &tokio_postgres::Row) -> StoredTenant {
+    StoredTenant { id: row.get(0), name: row.get(1), template: row.get(2), settings: row.get(3) }
+}
+
 impl PostgresStore {
     /// All tenants of the table, in the order of their names.
     ///
     /// # Errors
     /// The store cannot be read.
     pub async fn stored_tenants(&self) -> Result<Vec<StoredTenant>, StateError> {
-        let sql = "select id::text, name, template, settings::text from tenant order by name";
-        let rows = self.rows(sql, &[]).await?;
-        let tenant = |row: &tokio_postgres::Row| StoredTenant {
-            id: row.get(0),
-            name: row.get(1),
-            template: row.get(2),
-            settings: row.get(3),
-        };
-        Ok(rows.iter().map(tenant).collect())
+        Ok(self.rows(STORED, &[]).await?.iter().map(stored).collect())
+    }
+
+    /// As [`stored_tenants`](Self::stored_tenants), but waits for a server that is away.
+    ///
+    /// # Errors
+    /// The server refuses, or there is no such table.
+    pub async fn stored_tenants_once_there(&self, on_wait: &mut OnWait<'_>) -> Result<Vec<StoredTenant>, StateError> {
+        Ok(self.rows_once_there(STORED, on_wait).await?.iter().map(stored).collect())
     }
 
     /// What changes whenever the table does.

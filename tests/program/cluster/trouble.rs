@@ -110,3 +110,24 @@ async fn what_is_healed_for_an_operator_elsewhere_goes_on_when_its_member_dies()
     assert_eq!(fleet.delivered().len(), fleet.events.len());
     assert_eq!(fleet.twice(), 0, "{}", fleet.logs());
 }
+
+/// As a running one does; only what waiting cannot change ends it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_started_while_the_database_is_away_waits_for_it_and_joins() {
+    let Some(mut fleet) = Fleet::new(2).await else { return };
+    fleet.add_for_all("first");
+    fleet.server.kill();
+    fleet.start(0);
+    fleet.until("it says what it waits for", || fleet.said("cluster-store-away: ") == 1).await;
+    fleet.server.resume();
+    fleet.until_delivered("once the database is there").await;
+    assert_eq!(fleet.said("cluster-store-away: "), 1, "{}", fleet.logs());
+    assert!(fleet.end(0, "-TERM"), "{}", fleet.logs());
+
+    let database = format!("/{}?", fleet.database());
+    fleet.start_with(1, |text| text.replace(&database, "/nowhere?"), &[]);
+    let ended = fleet.workers.remove(&1).unwrap().wait().unwrap();
+    assert_eq!(ended.code(), Some(73), "{}", fleet.logs());
+    let said = fleet.logs();
+    assert!(said.contains("cluster-store-away: ") && said.contains("\"nowhere\" does not exist"), "{said}");
+}
