@@ -201,7 +201,7 @@ pub(super) fn dropping(source: &SourceConfig) -> Result<Option<Normaliser>, Fail
     })))
 }
 
-/// Copies standard input, if selected, to a file without a name, since an export is read twice.
+/// Copies standard input, if selected, to a file without a name: it may be the export and what was delivered.
 fn spool_stdin<'a>(mut files: impl Iterator<Item = &'a PathBuf>) -> Result<Option<Arc<File>>, Failure> {
     if !files.any(|file| file.as_os_str() == "-") {
         return Ok(None);

@@ -91,8 +91,6 @@ pub mod found {
     pub const KEY: u8 = 1 << 5;
     /// The rules as they are configured now drop it, and no receipt would name them.
     pub const ROUTINE: u8 = 1 << 6;
-    /// It was looked up and, if needed, listed.
-    pub const ASKED: u8 = 1 << 7;
 }
 
 /// The data kept for a row: eight bytes beside its key.
@@ -400,9 +398,9 @@ mod tests {
             let never = [RowClass::Repeated, RowClass::Unreadable];
             prop_assert!(!never.contains(&class), "{class:?}");
             prop_assert!(class != RowClass::Missing || has_id);
-            let known = what & !(found::ASKED | found::ROUTINE);
+            let known = what & !found::ROUTINE;
             prop_assert!(known == 0 || class <= RowClass::SetAside, "{:?}", class);
-            prop_assert!(what & !found::ASKED != 0 || class > RowClass::SetAside, "{:?}", class);
+            prop_assert!(what != 0 || class > RowClass::SetAside, "{:?}", class);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The comparison, in order: the rows, the evidence on them, and a second pass over the rows without evidence.
+//! The comparison, in order: the rows, the evidence on them, and a look-up of the rows without evidence.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,10 +8,11 @@ use jiff::SignedDuration;
 use tokio::runtime::Handle;
 
 use super::class::{ClassCounts, ClassTerms, ComparedStream, Row, RowClass, found};
-use super::evidence::{self, DropRules, DuplicateKeys, EvidenceReach, Known, Marks, SetAsideKeys};
+use super::evidence::{self, DropRules, DuplicateKeys, EvidenceReach, Known, Marks, NoMarks, SetAsideKeys};
+use super::identities::KeptRows;
 use super::ours::OnlyOurs;
 use super::passes::{
-    ExportRows, LookUp, OurRecords, Ours, RowFacts, SavedGraphQuery, Unknown, id_hash, id_of_record, identity_beside,
+    ExportRows, LookUp, OurRecords, Ours, RowFacts, SavedGraphQuery, id_hash, id_of_record, identity_beside,
 };
 use super::rows::RowSet;
 use super::spool::Spool;
@@ -35,7 +36,7 @@ const TOLD_MAX: usize = 100;
 /// The size of the set-aside records that are read at once.
 const ASIDE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Opens inputs, each time anew: an export is read twice.
+/// Opens inputs. Each is read once.
 pub type OpenInputs<'a> = dyn Fn() -> io::Result<Vec<Input<'static>>> + Sync + 'a;
 
 /// The inputs of a comparison.
@@ -96,13 +97,23 @@ pub fn compare(request: &CompareRequest<'_>, runtime: &Handle) -> Result<Verdict
         Some(store) => runtime.block_on(StoredHeal::load(&**store, &keys))?,
         None => StoredHeal::default(),
     };
-    let mut export = ExportPass::read(request)?;
+    let unnamed_before = unnamed_before(request, runtime)?;
+    let mut export = ExportPass::read(request, unnamed_before)?;
     export.notes.extend(of_healed(&healed, &request.content_types));
     export.witness.asked(request.asked.0, request.asked.1);
-    let mut known = Knowledge::new(request, streams)?;
+    let mut known = Knowledge::new(request, streams, unnamed_before)?;
     known.gather(request, &export, &keys, runtime)?;
-    known.ask_again(request, &export, runtime)?;
+    known.look_up(&mut export, runtime)?;
     verdict(request, export, known)
+}
+
+/// Before this time no receipt names the rule that dropped an event; `None` if receipts always do, or no rule can be asked.
+fn unnamed_before(request: &CompareRequest<'_>, runtime: &Handle) -> Result<Option<Timestamp>, CompareError> {
+    if request.dropping.is_none() || request.store.is_none() {
+        return Ok(None);
+    }
+    let Some(receipts) = &request.receipts else { return Ok(Some(Timestamp::MAX)) };
+    Ok(runtime.block_on(receipts.visit(&mut NoMarks))?.map_or(Some(Timestamp::MAX), EvidenceReach::since))
 }
 
 /// Notes on intervals that were filled through Microsoft Graph.
@@ -128,9 +139,10 @@ fn of_healed(healed: &StoredHeal, content_types: &[ContentType]) -> Vec<String> 
 }
 
 /// The result of a pass over the export.
-#[derive(Default)]
 struct ExportPass {
     rows: RowSet,
+    /// What each of them can be looked up by.
+    kept: KeptRows,
     /// Rows whose event has no `Id`.
     nameless: Vec<Row>,
     count: u64,
@@ -146,22 +158,42 @@ struct ExportPass {
 }
 
 impl ExportPass {
-    fn read(request: &CompareRequest<'_>) -> Result<ExportPass, CompareError> {
+    fn read(request: &CompareRequest<'_>, unnamed_before: Option<Timestamp>) -> Result<ExportPass, CompareError> {
         let plausible = request.now.saturating_add(SignedDuration::from_hours(24)).unwrap_or(request.now);
-        let mut export = ExportPass::default();
+        let mut export = ExportPass {
+            rows: RowSet::default(),
+            kept: KeptRows::new()?,
+            nameless: Vec::new(),
+            count: 0,
+            repeated: 0,
+            bad: 0,
+            unreadable: Vec::new(),
+            bad_end: None,
+            witness: ExportWitness::default(),
+            unopened: Vec::new(),
+            broken: Vec::new(),
+            notes: Vec::new(),
+        };
+        let rows = ExportRows { dropping: request.dropping.as_ref().zip(unnamed_before) };
         let inputs = (request.export)()?;
-        let _ = pipeline::read(inputs, &ExportRows, &mut |item| {
-            export.take(item, plausible);
-            Ok(())
+        let mut failed = None;
+        let _ = pipeline::read(inputs, &rows, &mut |item| {
+            export.take(item, &rows, plausible).map_err(|error| {
+                failed = Some(error);
+                StopReading
+            })
         });
-        Ok(export)
+        match failed {
+            Some(error) => Err(error.into()),
+            None => Ok(export),
+        }
     }
 
-    fn take(&mut self, item: Item<'_, RowFacts>, plausible: Timestamp) {
+    fn take(&mut self, item: Item<'_, RowFacts>, rows: &ExportRows<'_>, plausible: Timestamp) -> io::Result<()> {
         match item {
             Item::Event(read, RowFacts { query: Some(query), .. }, _) => self.query(&query, &read.place),
-            Item::Event(read, facts, _) => self.row(&read.place.file, facts, plausible),
-            Item::Bad(bad) => return self.bad(bad, plausible),
+            Item::Event(read, facts, kept) => self.row(&read.place.file, facts, kept, plausible)?,
+            Item::Bad(bad) => return self.bad(bad, rows, plausible),
             Item::Problem(InputError::Open { name, source }) => {
                 push_few(&mut self.unopened, format!("`{name}`: {source}"));
             }
@@ -173,18 +205,21 @@ impl ExportPass {
             }
             Item::Truncated(place) => self.witness.says(truncated(place)),
             Item::Note(note) => push_few(&mut self.notes, note),
-            Item::Notice(_) | Item::Pause => return,
+            Item::Notice(_) | Item::Pause => return Ok(()),
         }
         self.bad_end = None;
+        Ok(())
     }
 
-    fn row(&mut self, file: &Arc<str>, facts: RowFacts, plausible: Timestamp) {
+    fn row(&mut self, file: &Arc<str>, facts: RowFacts, kept: &[u8], plausible: Timestamp) -> io::Result<()> {
         self.count += 1;
         self.witness.row(file, facts.time, plausible);
         match facts.key {
             None => self.nameless.push(facts.row),
-            Some(key) => self.repeated += u64::from(!self.rows.insert(key, facts.alias, facts.row)),
+            Some(key) if self.rows.insert(key, facts.alias, facts.row) => self.kept.add(kept)?,
+            Some(_) => self.repeated += 1,
         }
+        Ok(())
     }
 
     /// Takes Graph's data on the query from which the export comes.
@@ -197,9 +232,10 @@ impl ExportPass {
 
     /// Takes bytes without an event: Graph's data on a query, a row with its event's identity in other columns, or a
     /// row that cannot be read.
-    fn bad(&mut self, bad: &BadItem, plausible: Timestamp) {
+    fn bad(&mut self, bad: &BadItem, rows: &ExportRows<'_>, plausible: Timestamp) -> io::Result<()> {
         if let Some(query) = SavedGraphQuery::of(&bad.bytes).filter(|_| bad.is_unknown) {
-            return self.query(&query, &bad.place);
+            self.query(&query, &bad.place);
+            return Ok(());
         }
         let end = bad.place.offset + bad.bytes.len() as u64;
         let goes_on = |(file, at): &(Arc<str>, u64)| *file == bad.place.file && *at == bad.place.offset;
@@ -207,12 +243,14 @@ impl ExportPass {
         let is_more = is_piece && self.bad_end.as_ref().is_some_and(goes_on);
         self.bad_end = is_piece.then(|| (bad.place.file.clone(), end));
         if is_more {
-            return;
+            return Ok(());
         }
         if let Some(identity) = identity_beside(bad)
             && let Ok(event) = Event::parse(&identity)
         {
-            return self.row(&bad.place.file, RowFacts::of(&event), plausible);
+            let mut kept = Vec::new();
+            let facts = rows.keep(RowFacts::of(&event), &event, None, &mut kept);
+            return self.row(&bad.place.file, facts, &kept, plausible);
         }
         self.count += 1;
         self.bad += 1;
@@ -220,6 +258,7 @@ impl ExportPass {
         if self.unreadable.len() < TOLD_MAX {
             self.unreadable.push(Unreadable { place: bad.place.to_string(), why: bad.why.clone() });
         }
+        Ok(())
     }
 }
 
@@ -237,7 +276,7 @@ fn push_few(list: &mut Vec<String>, text: String) {
 struct Knowledge {
     terms: ClassTerms,
     rules: DropRules,
-    /// Before this time no receipt names the rule that dropped an event; `None` if receipts always do.
+    /// Of rows before this time the rules were asked ([`unnamed_before`]).
     unnamed_before: Option<Timestamp>,
     /// Ids of records without an event, with their evidence.
     ids: LookupTable<u8>,
@@ -252,7 +291,11 @@ struct Knowledge {
 }
 
 impl Knowledge {
-    fn new(request: &CompareRequest<'_>, streams: Vec<ComparedStream>) -> Result<Knowledge, CompareError> {
+    fn new(
+        request: &CompareRequest<'_>,
+        streams: Vec<ComparedStream>,
+        unnamed_before: Option<Timestamp>,
+    ) -> Result<Knowledge, CompareError> {
         let terms = ClassTerms {
             now: request.now,
             settle: request.settle,
@@ -263,7 +306,7 @@ impl Knowledge {
         Ok(Knowledge {
             terms,
             rules: DropRules::default(),
-            unnamed_before: Some(Timestamp::MAX),
+            unnamed_before,
             ids: LookupTable::default(),
             only_ours: None,
             ours: Spool::new()?,
@@ -284,7 +327,7 @@ impl Knowledge {
         keys: &Keys,
         runtime: &Handle,
     ) -> Result<(), CompareError> {
-        let mut reaches = Vec::new();
+        let (mut reaches, mut unnamed_before) = (Vec::new(), self.unnamed_before);
         if let Some(store) = &request.store {
             self.read_waiting(store, request, export, keys, runtime)?;
         }
@@ -292,10 +335,7 @@ impl Knowledge {
             let mut marks = Marks::new(&export.rows, &mut self.rules);
             if let Some(reach) = runtime.block_on(receipts.visit(&mut marks))? {
                 self.only_ours = Some(marks.only_ours());
-                self.unnamed_before = match reach {
-                    EvidenceReach::Whole => None,
-                    EvidenceReach::From(from) => Some(from),
-                };
+                unnamed_before = reach.since();
                 self.evidence.push("receipts".into());
                 reaches.push(reach);
             }
@@ -318,10 +358,11 @@ impl Knowledge {
             self.notes
                 .push("there is no state: what was given as delivered is taken for all that was delivered".into());
         }
-        self.terms.reach = reaches.into_iter().min().and_then(|reach| match reach {
-            EvidenceReach::Whole => None,
-            EvidenceReach::From(from) => Some(from),
-        });
+        self.terms.reach = reaches.into_iter().min().and_then(EvidenceReach::since);
+        if request.dropping.is_some() && request.store.is_some() && unnamed_before > self.unnamed_before {
+            // Receipts were removed, or switched off, while the export was read: a rule may have dropped events of before.
+            self.terms.reach = self.terms.reach.max(unnamed_before);
+        }
         Ok(())
     }
 
@@ -403,43 +444,23 @@ impl Knowledge {
         Ok(())
     }
 
-    /// Reads the export again for the rows without evidence.
-    fn ask_again(
-        &mut self,
-        request: &CompareRequest<'_>,
-        export: &ExportPass,
-        runtime: &Handle,
-    ) -> Result<(), CompareError> {
+    /// Looks up the rows without evidence.
+    fn look_up(&mut self, export: &mut ExportPass, runtime: &Handle) -> Result<(), CompareError> {
         if export.rows.values().all(|row| row.found() != 0) {
             return Ok(());
         }
         let ids = std::mem::take(&mut self.ids);
-        let dropping = request.dropping.as_ref().filter(|_| self.terms.has_state).zip(self.unnamed_before);
-        let unknown = Unknown { rows: &export.rows, ids: &ids, dropping };
+        let mut kept = export.kept.read()?;
         let mut batch = Vec::new();
-        let mut failed = None;
-        let inputs = (request.export)()?;
-        let _ = pipeline::read(inputs, &unknown, &mut |item| {
-            match item {
-                Item::Event(_, Some(asked), _) => batch.push(*asked),
-                Item::Bad(bad) => batch.extend(identity_beside(bad).and_then(|identity| {
-                    let event = Event::parse(&identity).ok()?;
-                    unknown.ask(&event, None, &mut Vec::new()).map(|asked| *asked)
-                })),
-                _ => {}
+        while let Some(row) = kept.next()? {
+            if export.rows.get(row.key).is_some_and(|known| known.found() == 0) {
+                batch.push(LookUp::of(&row, &ids));
             }
-            if batch.len() < ASKED_MAX {
-                return Ok(());
+            if batch.len() == ASKED_MAX {
+                self.answer(std::mem::take(&mut batch), export, runtime)?;
             }
-            self.answer(std::mem::take(&mut batch), export, runtime).map_err(|error| {
-                failed = Some(error);
-                StopReading
-            })
-        });
-        match failed {
-            Some(error) => Err(error),
-            None => self.answer(batch, export, runtime),
         }
+        self.answer(batch, export, runtime)
     }
 
     /// Looks rows up by their duplicate keys, and lists those that are missing.
@@ -451,8 +472,8 @@ impl Knowledge {
         };
         for asked in batch {
             let in_state = answers.by_ref().take(asked.keys.len()).fold(false, |any, one| any | one);
-            let Some(row) = export.rows.get(asked.key).filter(|row| row.found() & found::ASKED == 0) else { continue };
-            row.note(found::ASKED | asked.by_id | if in_state { found::KEY } else { 0 });
+            let Some(row) = export.rows.get(asked.key) else { continue };
+            row.note(asked.by_id | if in_state { found::KEY } else { 0 });
             if let Some(rule) = &asked.rule
                 && asked.by_id == 0
             {

@@ -37,6 +37,16 @@ pub enum EvidenceReach {
     From(Timestamp),
 }
 
+impl EvidenceReach {
+    /// Since when; `None` for since the first event.
+    pub fn since(self) -> Option<Timestamp> {
+        match self {
+            EvidenceReach::Whole => None,
+            EvidenceReach::From(from) => Some(from),
+        }
+    }
+}
+
 /// A source of receipts.
 #[async_trait]
 pub trait Known: Send + Sync {
@@ -50,6 +60,15 @@ pub trait ReceiptVisitor {
     fn entry(&mut self, key: CanonicalKey, class: &receipts::Class);
     /// Ends a part: the receipts since the last call are those of one hour or a part of it.
     fn part_ended(&mut self);
+}
+
+/// Takes receipts and does nothing with them: only how far they reach is asked.
+pub struct NoMarks;
+
+impl ReceiptVisitor for NoMarks {
+    fn entry(&mut self, _: CanonicalKey, _: &receipts::Class) {}
+
+    fn part_ended(&mut self) {}
 }
 
 /// Numbers for the rules that receipts name.

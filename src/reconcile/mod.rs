@@ -7,13 +7,15 @@
 //! From the inside out: `table` is a set of keys with a few bytes beside each, `class` says what a row is, `rows` are
 //! those of an export, `content_type` which content type would have brought it, `witness` judges the export, `evidence` is
 //! what is known of events and where that is read, `stored` has the receipts of a state, `passes` reads exports and records
-//! of ours, `ours` collects what the export lacks, `compare` does all of it in order, `verdict` is what comes out.
+//! of ours, `identities` keeps what rows are looked up by, `ours` collects what the export lacks, `compare` does all of it in order, `verdict` is what comes out.
 
 pub mod class;
 #[cfg(feature = "exports")]
 pub mod compare;
 pub mod content_type;
 pub mod evidence;
+#[cfg(feature = "exports")]
+mod identities;
 #[cfg(feature = "exports")]
 mod ours;
 #[cfg(feature = "exports")]

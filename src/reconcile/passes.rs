@@ -1,11 +1,14 @@
 //! What is made of each event, on any thread, while exports and records of ours are read.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde_json::Value;
 use smallvec::SmallVec;
 
 use super::class::Row;
 use super::content_type;
+use super::identities::{KeptRow, NumberedIdentity};
 use super::rows::RowSet;
 use super::spool::SpooledEvent;
 use super::table::{Key as TableKey, LookupTable};
@@ -15,7 +18,7 @@ use crate::exports::outer::Outer;
 use crate::exports::pipeline::{BadItem, Make, ReadEvent};
 use crate::exports::restore::{Dialect, restore};
 use crate::model::{EventIdentity, Timestamp};
-use crate::normalise::{Event, Normaliser, Rendered, canonical_key, json};
+use crate::normalise::{Event, Normaliser, Rendered, canonical_key, json, time};
 
 /// What a row is known by.
 pub(super) struct RowFacts {
@@ -55,15 +58,48 @@ fn key_of(event: &Event<'_>) -> Option<TableKey> {
     canonical_key(event).map(|key| *key.as_bytes())
 }
 
-/// The first pass over an export: which rows there are.
-pub(super) struct ExportRows;
+/// Reads an export: which rows there are, and what they can be looked up by.
+pub(super) struct ExportRows<'a> {
+    /// The rules that drop events, where no receipt can name one: of events before this time.
+    pub dropping: Option<(&'a Normaliser, Timestamp)>,
+}
 
-impl Make for ExportRows {
+impl ExportRows<'_> {
+    /// What a row is known by; appends what is kept of it ([`KeptRow`]) if it has a key.
+    pub fn keep(&self, facts: RowFacts, event: &Event<'_>, carried: Option<&Bytes>, out: &mut Vec<u8>) -> RowFacts {
+        let (Some(key), Some(identity), None) = (facts.key, event.identity(), &facts.query) else { return facts };
+        let start = out.len();
+        let dropping = self.dropping.filter(|(_, before)| facts.row.time().is_none_or(|time| time < *before));
+        let rule = dropping.and_then(|(rules, _)| match rules.render_from(event, &Default::default(), out) {
+            Rendered::Dropped { rule } => Some(rule),
+            Rendered::Record { .. } => None,
+        });
+        out.truncate(start);
+        let carried = carried.and_then(|bytes| Event::parse(bytes).ok());
+        let number_of_carried = carried.as_ref().map(number_of).unwrap_or_default();
+        let carried = carried.as_ref().and_then(Event::identity);
+        let kept = KeptRow {
+            key,
+            event: NumberedIdentity { identity, number: &number_of(event) },
+            carried: carried.map(|identity| NumberedIdentity { identity, number: &number_of_carried }),
+            rule: rule.as_deref().unwrap_or_default(),
+        };
+        kept.push(out);
+        facts
+    }
+}
+
+impl Make for ExportRows<'_> {
     type Made = RowFacts;
 
-    fn make(&self, read: &ReadEvent, event: &Event<'_>, _: &mut Vec<u8>) -> RowFacts {
-        RowFacts::of_read(read, event)
+    fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> RowFacts {
+        self.keep(RowFacts::of_read(read, event), event, read.carried.as_ref(), out)
     }
+}
+
+/// The number of an event's record type in digits; empty where it has none.
+fn number_of(event: &Event<'_>) -> String {
+    event.record_type().map(|number| number.to_string()).unwrap_or_default()
 }
 
 /// What identifies the event of a row whose event cannot be read, as the row itself says it: enough to find it by.
@@ -75,59 +111,26 @@ pub(super) fn identity_beside(bad: &BadItem) -> Option<Bytes> {
     (event.identity().is_some() && event.time().is_some()).then_some(restored.event.clone())
 }
 
-/// The second pass: rows of which nothing is known yet.
-pub(super) struct Unknown<'a> {
-    pub rows: &'a RowSet,
-    /// Hashes of ids of records that hold no event.
-    pub ids: &'a LookupTable<u8>,
-    /// The rules that drop events, where no receipt can name one: of events before this time.
-    pub dropping: Option<(&'a Normaliser, Timestamp)>,
-}
-
-/// A row that is to be looked up.
+/// A row of which nothing is known and that is to be looked up.
 pub(super) struct LookUp {
     pub key: TableKey,
     /// Keys that the feed's text of the event may have.
     pub keys: SmallVec<[Key; 6]>,
     /// What is known by the `Id` alone, of [`super::class::found`].
     pub by_id: u8,
-    pub rule: Option<std::sync::Arc<str>>,
+    pub rule: Option<Arc<str>>,
     pub listed: SpooledEvent,
 }
 
-impl Unknown<'_> {
-    /// `carried` is the event as a row carries it that says more than the event.
-    pub fn ask(&self, event: &Event<'_>, carried: Option<&Bytes>, out: &mut Vec<u8>) -> Option<Box<LookUp>> {
-        let key = key_of(event)?;
-        let row = self.rows.get(key)?;
-        if row.found() != 0 {
-            return None;
-        }
-        let identity = event.identity()?;
-        let by_id = self.ids.get(id_hash(identity.id)).copied().unwrap_or_default();
-        let start = out.len();
-        let dropping = self.dropping.filter(|(_, before)| row.time().is_none_or(|time| time < *before));
-        let rule = dropping.and_then(|(rules, _)| match rules.render_from(event, &Default::default(), out) {
-            Rendered::Dropped { rule } => Some(rule),
-            Rendered::Record { .. } => None,
-        });
-        out.truncate(start);
-        let mut keys = possible_keys(&identity, event);
-        let carried = carried.and_then(|bytes| Event::parse(bytes).ok());
-        if let Some(carried) = &carried
-            && let Some(identity) = carried.identity()
-        {
-            keys.extend(possible_keys(&identity, carried));
-        }
-        Some(Box::new(LookUp { key, keys, by_id, rule, listed: listed(&identity) }))
-    }
-}
-
-impl Make for Unknown<'_> {
-    type Made = Option<Box<LookUp>>;
-
-    fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Option<Box<LookUp>> {
-        self.ask(event, read.carried.as_ref(), out)
+impl LookUp {
+    /// `ids` has the hashes of ids of records that hold no event.
+    pub fn of(kept: &KeptRow<'_>, ids: &LookupTable<u8>) -> LookUp {
+        let identity = &kept.event.identity;
+        let by_id = if ids.is_empty() { None } else { ids.get(id_hash(identity.id)) };
+        let mut keys = possible_keys(&kept.event);
+        keys.extend(kept.carried.iter().flat_map(possible_keys));
+        let rule = (!kept.rule.is_empty()).then(|| kept.rule.into());
+        LookUp { key: kept.key, keys, by_id: by_id.copied().unwrap_or_default(), rule, listed: listed(identity) }
     }
 }
 
@@ -141,11 +144,10 @@ pub(super) fn listed(identity: &EventIdentity<'_>) -> SpooledEvent {
 
 /// The duplicate keys of an event: that key is over the feed's text, and exports write some times in another way. The feed
 /// itself writes a time in one of four.
-fn possible_keys(identity: &EventIdentity<'_>, event: &Event<'_>) -> SmallVec<[Key; 6]> {
+fn possible_keys(NumberedIdentity { identity, number }: &NumberedIdentity<'_>) -> SmallVec<[Key; 6]> {
     let mut keys: SmallVec<[Key; 6]> = SmallVec::new();
     keys.push(Key::of_event(identity));
-    let number = event.record_type().map(|number| number.to_string());
-    let record_type = number.as_deref().unwrap_or(identity.record_type);
+    let record_type = if number.is_empty() { identity.record_type } else { number };
     // Of hundreds of thousands of rows: what is written as the row has it is not hashed twice.
     let mut push = |written: &str| {
         if record_type != identity.record_type || written != identity.creation_time {
@@ -156,7 +158,7 @@ fn possible_keys(identity: &EventIdentity<'_>, event: &Event<'_>) -> SmallVec<[K
         }
     };
     push(identity.creation_time);
-    let Some(time) = event.time() else { return keys };
+    let Some(time) = time::parse(identity.creation_time).map(|time| time.at) else { return keys };
     let mut written = plain_time(identity.creation_time, time);
     let plain = written.len();
     for end in ["", "Z", ".0000000Z"] {
@@ -255,6 +257,10 @@ impl SavedGraphQuery {
 mod tests {
     use super::*;
 
+    fn possible_keys_of(event: &Event<'_>) -> SmallVec<[Key; 6]> {
+        possible_keys(&NumberedIdentity { identity: event.identity().unwrap(), number: &number_of(event) })
+    }
+
     #[test]
     fn a_key_of_the_feed_is_found_however_it_and_the_export_write_the_time() {
         let event = |time: &str, record_type: &str| {
@@ -262,7 +268,7 @@ mod tests {
         };
         let export = event("2026-07-17T08:28:17", "65");
         let export = Event::parse(export.as_bytes()).unwrap();
-        let possible = possible_keys(&export.identity().unwrap(), &export);
+        let possible = possible_keys_of(&export);
         for time in
             ["2026-07-17T08:28:17", "2026-07-17T08:28:17Z", "2026-07-17T08:28:17.0000000Z", "2026-07-17 08:28:17"]
         {
@@ -273,7 +279,7 @@ mod tests {
         let named = event("2026-07-17T08:28:17Z", "\"Quarantine\"");
         let named = Event::parse(named.as_bytes()).unwrap();
         let feed = Event::parse(export.text().as_bytes()).unwrap();
-        let possible = possible_keys(&named.identity().unwrap(), &named);
+        let possible = possible_keys_of(&named);
         assert!(possible.contains(&Key::of_event(&feed.identity().unwrap())), "the name of a record type");
     }
 
