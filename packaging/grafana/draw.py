@@ -3,6 +3,7 @@
 
 For documents, where no Grafana is at hand: it is not a picture of Grafana. Needs Python 3 alone.
 Usage: draw.py PROMETHEUS_URL SECONDS "NOTE" > dashboard.svg     (the last SECONDS, with NOTE below the title)
+`.ci/dashboard-picture` makes the picture of the documents with it.
 """
 
 import html

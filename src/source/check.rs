@@ -237,7 +237,7 @@ async fn content(api: &ApiClient, server: &ServerTime, mut on: Vec<ContentType>,
             match api.list_content(content_type, window, None).await {
                 Ok(page) if page.blobs.is_empty() && page.next.is_none() && page.skipped.is_empty() => {}
                 Ok(_) => {
-                    let found = format!("`{content_type}` has some between {} and {}", window.start, window.end);
+                    let found = format!("`{content_type}` has some between {:.0} and {:.0}", window.start, window.end);
                     steps.push(passed(what, found));
                     return;
                 }

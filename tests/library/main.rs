@@ -14,6 +14,7 @@ mod lease_model;
 mod meaning;
 mod monitoring;
 mod mutants;
+mod pictures;
 mod receipts;
 mod reconcile;
 mod records;

@@ -23,6 +23,8 @@ use m365_audit::report::gather::{ReportRequest, ReportTenant, gather};
 use m365_audit::report::model::{AuditReport, Chain, Completeness, FindingKind, Reconcile, SegmentState};
 use m365_audit::report::{html, reconciled, text};
 
+use crate::pictures::are_of_today;
+
 const CONTOSO: &str = "6f1d3a52-0d2e-4f7e-8a51-2b7c1d9e0a11";
 const FABRIKAM: &str = "0d5bb1c4-93b2-4a8e-9d3f-51f0a2a6c7e8";
 
@@ -327,6 +329,7 @@ async fn a_report_says_the_same_in_all_its_forms_as_it_did() {
     golden("report.txt", &as_text(&report));
     golden("report.json", &(serde_json::to_string_pretty(&report).unwrap() + "\n"));
     golden("report.html", &html::page(&report));
+    are_of_today("report.sha256", ".ci/report-pictures", &BTreeMap::new());
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use m365_audit::hosts::embedded::status_html::{self, StatusView};
 use m365_audit::model::Timestamp;
 use m365_audit::report::model::{Segment, SegmentState};
 
+use crate::pictures::are_of_today;
+
 const HOSTILE: &str = "<script>alert(1)</script>";
 
 fn at(text: &str) -> Timestamp {
@@ -167,4 +169,7 @@ fn the_page_of_two_hundred_tenants_has_trouble_first_escapes_names_and_needs_not
     assert!(page.len() < 600_000, "{} bytes", page.len());
     let begun = page.matches("<tr").count();
     assert_eq!((begun, page.matches("<svg").count()), (page.matches("</tr>").count(), page.matches("</svg>").count()));
+    // Last, so that what is wrong with the page is said before that its pictures are old.
+    let made = BTreeMap::from([("target/tmp/status.html", page.as_bytes())]);
+    are_of_today("status.sha256", ".ci/status-pictures", &made);
 }

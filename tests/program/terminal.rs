@@ -20,6 +20,7 @@ use m365_audit::receipts::{Class, Receipt};
 use m365_audit::sim::{GenerateSpec, Sim, SimConfig, SubscriptionState};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 /// For a slow machine; nothing waits for it where all is well.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -30,11 +31,17 @@ fn binary() -> Command {
 
 /// Both ends of a terminal.
 fn terminal() -> (File, File) {
+    terminal_of(80, 24)
+}
+
+/// Both ends of a terminal of this size.
+pub(super) fn terminal_of(columns: u16, rows: u16) -> (File, File) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();
     let name = ptsname(&ours, Vec::new()).unwrap();
     let theirs = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    tcsetwinsize(&theirs, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
     (File::from(ours), theirs)
 }
 

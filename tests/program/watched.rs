@@ -15,9 +15,9 @@ use m365_audit::clock::SystemClock;
 use m365_audit::metrics;
 use m365_audit::model::{ContentType, TenantId};
 use m365_audit::sim::{CallKind, FaultPlan, FaultScript, NewBlob, Sim, SimConfig, SimFault, SubscriptionState};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
+
+use super::terminal::terminal_of;
 
 const TENANTS: usize = 200;
 /// For a slow machine; nothing waits for it where all is well.
@@ -150,7 +150,7 @@ impl Watched {
 
     /// What a terminal of 80 columns and 24 rows shows after a command printed to it.
     fn on_a_terminal(&self, args: &[&str]) -> Vec<String> {
-        let (mut ours, theirs) = terminal();
+        let (mut ours, theirs) = terminal_of(80, 24);
         let mut child = self.command(args).stdout(theirs).stderr(Stdio::null()).spawn().unwrap();
         let mut printed = Vec::new();
         let mut part = [0; 4096];
@@ -176,7 +176,7 @@ impl Watched {
     /// What the live `status` has drawn on a terminal of 80 columns and 24 rows, at first and after some keys, once each
     /// is as it is `wanted`.
     fn live(&self, wanted: &[Wanted<'_>]) -> Vec<String> {
-        let (ours, theirs) = terminal();
+        let (ours, theirs) = terminal_of(80, 24);
         let end = || Stdio::from(theirs.try_clone().unwrap());
         let mut command = self.command(&["status"]);
         let mut child = command.env("TERM", "xterm").stdin(end()).stdout(end()).stderr(Stdio::null()).spawn().unwrap();
@@ -211,17 +211,6 @@ impl Watched {
         reading.join().unwrap();
         seen
     }
-}
-
-/// Both ends of a terminal of 80 columns and 24 rows.
-fn terminal() -> (File, File) {
-    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&ours).unwrap();
-    unlockpt(&ours).unwrap();
-    let name = ptsname(&ours, Vec::new()).unwrap();
-    let theirs = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
-    tcsetwinsize(&theirs, Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
-    (File::from(ours), theirs)
 }
 
 fn configuration(sim: &Sim, dir: &std::path::Path, metrics: SocketAddr) -> String {
