@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
+use super::reconcile::of_comparison;
 use super::{Failure, event_line, logging};
 use crate::checkpoint::journal::Keeping;
 use crate::clock::{Clock, SystemClock};
@@ -176,7 +177,7 @@ async fn prove(
         compare(&request, &runtime)
     };
     let compared = tokio::task::spawn_blocking(work).await.map_err(Failure::internal)?;
-    let mut verdict = compared.map_err(Failure::internal)?;
+    let mut verdict = compared.map_err(of_comparison)?;
     let mut json = Vec::new();
     verdict.write_json(&mut json).map_err(Failure::io)?;
     Ok(SearchComparison { rows: verdict.rows, missing: verdict.classes.of(RowClass::Missing), json })

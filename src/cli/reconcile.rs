@@ -145,10 +145,7 @@ pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Res
     let compared = tokio::task::spawn_blocking(work).await;
     progress.end();
     let compared = compared.map_err(Failure::internal)?;
-    let mut verdict = compared.map_err(|error| match error {
-        CompareError::State(error) => Failure::of_state(error),
-        CompareError::Temporary(error) => Failure::io(error),
-    })?;
+    let mut verdict = compared.map_err(of_comparison)?;
     let mut text = BufWriter::new(&mut *out);
     let written = if json { verdict.write_json(&mut text) } else { verdict.write_text(&mut text) };
     written.and_then(|()| text.flush()).map_err(Failure::io)?;
@@ -199,6 +196,21 @@ pub(super) fn dropping(source: &SourceConfig) -> Result<Option<Normaliser>, Fail
         rules,
         ..NormaliserSettings::default()
     })))
+}
+
+/// Why a comparison could not be made.
+pub(super) fn of_comparison(error: CompareError) -> Failure {
+    match error {
+        CompareError::State(error) => Failure::of_state(error),
+        CompareError::Temporary(error) => Failure {
+            message: format!(
+                "io: no temporary file can be used in `{}`: {error}\n  hint: set TMPDIR to a folder that can be written, with room \
+                 for the export's rows (120 bytes each)",
+                std::env::temp_dir().display()
+            ),
+            exit: Exit::Internal,
+        },
+    }
 }
 
 /// Copies standard input, if selected, to a file without a name: it may be the export and what was delivered.

@@ -228,3 +228,16 @@ fn terminate(child: &std::process::Child) {
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
 }
+
+/// As in an image whose root is read-only and that has no `/tmp`.
+#[test]
+fn a_folder_for_temporary_files_that_cannot_be_used_is_named_with_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let gone = dir.path().join("gone");
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_m365-audit"));
+    let output = demo.arg("demo").env("TMPDIR", &gone).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(70), "{said}");
+    let named = format!("io: no temporary file can be used in `{}`: ", gone.display());
+    assert!(said.contains(&named) && said.contains("hint: set TMPDIR") && !said.contains("bug"), "{said}");
+}
