@@ -85,6 +85,8 @@ pub struct BadItem {
 pub trait Make: Sync {
     /// The result beside the bytes.
     type Made: Send;
+    /// Bytes that are set aside for the output of one byte of input; more are taken when they are needed.
+    const OUTPUT_PER_INPUT: usize = 2;
     /// Appends the output for an event to `out`. `event` is that of `read.bytes`.
     fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Self::Made;
 }
@@ -114,7 +116,8 @@ pub type ItemSink<'t, M> = dyn FnMut(Item<'_, M>) -> Result<(), StopReading> + '
 /// Reads everything, until `take` stops it.
 pub fn read<K: Make>(inputs: Vec<Input<'_>>, make: &K, take: &mut ItemSink<'_, K::Made>) -> Result<(), StopReading> {
     let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
-    let gate = FlightGate::default();
+    let bytes_max = IN_FLIGHT_BYTES_MAX.min((2 * workers + QUEUE) * READ_BYTES);
+    let gate = FlightGate { bytes_max, ..FlightGate::default() };
     let (work_in, work_out) = sync_channel(QUEUE);
     let work_out = Mutex::new(work_out);
     let (done_in, done_out) = channel();
@@ -142,7 +145,7 @@ pub fn read<K: Make>(inputs: Vec<Input<'_>>, make: &K, take: &mut ItemSink<'_, K
 const WORKERS_MAX: usize = 16;
 /// Batches that wait for a worker.
 const QUEUE: usize = 4;
-/// Bytes of input between the reader and the receiver; the output for them is several times larger.
+/// The most bytes of input between the reader and the receiver; the output for them is several times larger.
 const IN_FLIGHT_BYTES_MAX: usize = 4 * 1024 * 1024;
 const READ_BYTES: usize = 256 * 1024;
 
@@ -174,6 +177,8 @@ enum DoneItem<M> {
 /// Blocks the reader while too much is in flight.
 #[derive(Default)]
 struct FlightGate {
+    /// The bytes that may be in flight.
+    bytes_max: usize,
     state: Mutex<GateState>,
     changed: Condvar,
 }
@@ -188,7 +193,7 @@ impl FlightGate {
     /// Waits for room; a unit larger than the limit passes alone.
     fn enter(&self, bytes: usize) -> Result<(), StopReading> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while !state.is_closed && state.bytes > 0 && state.bytes + bytes > IN_FLIGHT_BYTES_MAX {
+        while !state.is_closed && state.bytes > 0 && state.bytes + bytes > self.bytes_max {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.is_closed {
@@ -302,8 +307,12 @@ fn work_all<K: Make>(work: &Mutex<Receiver<UnitBatch>>, done: &Sender<BatchDone<
     loop {
         let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(UnitBatch { number, bytes, units }) = next else { return };
-        let mut worked =
-            BatchDone { number, bytes, items: Vec::with_capacity(units.len()), out: Vec::with_capacity(2 * bytes) };
+        let mut worked = BatchDone {
+            number,
+            bytes,
+            items: Vec::with_capacity(units.len()),
+            out: Vec::with_capacity(K::OUTPUT_PER_INPUT * bytes),
+        };
         for unit in units {
             work_unit(unit, &mut inside, make, &mut worked);
         }

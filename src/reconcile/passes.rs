@@ -91,6 +91,7 @@ impl ExportRows<'_> {
 
 impl Make for ExportRows<'_> {
     type Made = RowFacts;
+    const OUTPUT_PER_INPUT: usize = 0;
 
     fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> RowFacts {
         self.keep(RowFacts::of_read(read, event), event, read.carried.as_ref(), out)
@@ -206,6 +207,7 @@ pub(super) struct Ours {
 
 impl Make for OurRecords<'_> {
     type Made = Ours;
+    const OUTPUT_PER_INPUT: usize = 0;
 
     fn make(&self, read: &ReadEvent, event: &Event<'_>, _: &mut Vec<u8>) -> Ours {
         // A record says a time also of an event that says none: the event as the feed had it is the one that it carries.
