@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use deadpool_postgres::{Object, Pool, PoolError};
+use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
@@ -102,19 +102,21 @@ impl PostgresStore {
     /// As [`rows`](Self::rows), but waits for a server that is away. `on_wait` is called with why it is, after each attempt.
     async fn rows_once_there(&self, sql: &str, on_wait: &mut OnWait<'_>) -> Result<Vec<Row>, StateError> {
         loop {
-            let error = match self.pool.get().await {
-                Ok(connection) => match connection.query_typed(sql, &[]).await {
-                    Ok(rows) => return Ok(rows),
-                    Err(error) => PoolError::Backend(error),
+            let answer = match self.pool.get().await {
+                Ok(connection) => match tokio::time::timeout(ANSWER_WAIT, connection.query_typed(sql, &[])).await {
+                    Ok(answer) => answer.map_err(PoolError::Backend),
+                    Err(_) => {
+                        drop(Object::take(connection));
+                        Err(PoolError::Timeout(TimeoutType::Recycle))
+                    }
                 },
-                Err(error) => error,
+                Err(error) => Err(error),
             };
-            let (is_away, error) = match &error {
-                PoolError::Backend(error) => (is_away(error), self.failed(error)),
-                error => {
-                    let is_away = matches!(error, PoolError::Timeout(_));
-                    (is_away, StateError::Unavailable(format!("{}: {}", self.shown, in_words(error))))
-                }
+            let (is_away, error) = match answer {
+                Ok(rows) => return Ok(rows),
+                Err(PoolError::Backend(error)) => (is_away(&error), self.failed(&error)),
+                Err(PoolError::Timeout(_)) => (true, self.no_answer()),
+                Err(error) => (false, StateError::Unavailable(format!("{}: {}", self.shown, in_words(&error)))),
             };
             if !is_away {
                 return Err(error);
@@ -136,10 +138,13 @@ impl PostgresStore {
             Err(_) => {
                 // Whatever the server still does there, nobody waits for it.
                 drop(Object::take(connection));
-                let secs = ANSWER_WAIT.as_secs();
-                Err(StateError::Unavailable(format!("{}: no answer within {secs} s", self.shown)))
+                Err(self.no_answer())
             }
         }
+    }
+
+    fn no_answer(&self) -> StateError {
+        StateError::Unavailable(format!("{}: no answer within {} s", self.shown, ANSWER_WAIT.as_secs()))
     }
 
     fn failed(&self, error: &tokio_postgres::Error) -> StateError {
