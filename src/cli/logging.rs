@@ -83,14 +83,15 @@ pub(super) fn install(config: &LogConfig) -> ProcessLog {
 fn filter(level: &str, asked: Option<String>) -> (Targets, Option<String>) {
     let unreadable = match asked {
         None => None,
-        Some(text) => match text.parse() {
+        Some(text) => match directives(&text).parse() {
             Ok(targets) => return (targets, None),
             Err(_) => Some(text),
         },
     };
-    let directives = format!("warn,{QUIET},m365_audit={level}");
     // `check_level` has refused every other text.
-    let targets = directives.parse().unwrap_or_else(|_| Targets::new().with_target("m365_audit", Level::INFO));
+    let targets = format!("warn,{QUIET},m365_audit={}", directives(level))
+        .parse()
+        .unwrap_or_else(|_| Targets::new().with_target("m365_audit", Level::INFO));
     (targets, unreadable)
 }
 
@@ -175,6 +176,11 @@ impl Visit for PlainVisit<'_> {
     }
 }
 
+/// Without blanks and without what is empty between commas: `Targets` takes a blank for a part of a name.
+fn directives(text: &str) -> String {
+    text.split(',').map(str::trim).filter(|directive| !directive.is_empty()).collect::<Vec<_>>().join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,11 +197,13 @@ mod tests {
 
     #[test]
     fn the_level_is_for_our_own_lines_and_the_variable_replaces_it() {
-        let cases: [(&str, Option<&str>, [bool; 4]); 7] = [
+        let cases: [(&str, Option<&str>, [bool; 4]); 9] = [
             ("info", None, [true, false, false, false]),
             ("debug", None, [true, true, false, false]),
             ("error", None, [false, false, false, false]),
             ("info,m365_audit=debug", None, [true, true, false, false]),
+            (" info , m365_audit=debug,", None, [true, true, false, false]),
+            ("info", Some("warn, m365_audit::source=debug ,"), [true, true, false, true]),
             ("info", Some("trace"), [true, true, true, true]),
             ("info", Some("warn,m365_audit::source=debug"), [true, true, false, true]),
             ("error", Some("off"), [false, false, false, false]),

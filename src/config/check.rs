@@ -518,12 +518,15 @@ fn check_level(text: &str) -> Result<(), TextFault> {
             ),
         });
     }
+    if text.split(',').all(|directive| directive.trim().is_empty()) {
+        return wrong(text);
+    }
     for directive in text.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
         let level = directive.rsplit('=').next().unwrap_or_default();
         let is_level = LEVELS.iter().any(|known| level.eq_ignore_ascii_case(known));
         let is_target = !directive.contains('=') && directive.contains("::");
-        if !is_level && !is_target {
-            return wrong(level);
+        if (!is_level && !is_target) || directive.matches('=').count() > 1 {
+            return wrong(if is_level { directive } else { level });
         }
     }
     Ok(())
@@ -645,6 +648,16 @@ pub(super) fn unreadable(findings: &mut Findings, path: String, file: &str, erro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_is_taken_only_if_the_log_can_read_it() {
+        for text in ["info", "INFO", "off", " info , m365_audit=debug,", "m365_audit::source", "warn,hyper=error"] {
+            assert!(check_level(text).is_ok(), "{text}");
+        }
+        for text in ["loud", " , ", "a=b=info", "info,m365_audit=", "m365_audit[tenant]=debug", "[{tenant=a}]=info"] {
+            assert!(matches!(check_level(text), Err(TextFault::Explained { hint: Some(_), .. })), "{text}");
+        }
+    }
 
     #[test]
     fn numbers_with_units_are_read_where_the_key_has_that_unit() {

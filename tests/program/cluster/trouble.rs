@@ -121,7 +121,8 @@ async fn a_member_started_while_the_database_is_away_waits_for_it_and_joins() {
     fleet.until("it says what it waits for", || fleet.said("cluster-store-away: ") == 1).await;
     fleet.server.resume();
     fleet.until_delivered("once the database is there").await;
-    assert_eq!(fleet.said("cluster-store-away: "), 1, "{}", fleet.logs());
+    // One line a minute.
+    assert!(fleet.said("cluster-store-away: ") <= 3, "{}", fleet.logs());
     assert!(fleet.end(0, "-TERM"), "{}", fleet.logs());
 
     let database = format!("/{}?", fleet.database());
