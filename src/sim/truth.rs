@@ -293,6 +293,15 @@ impl Truth {
         if event.id.is_some() { 1 } else { event.content_ids.len() as u64 }
     }
 
+    /// How often events are to be delivered that [`Comparison`] names `label`: the sum over all that share an `Id`.
+    pub fn due_under(&self, label: &str) -> u64 {
+        let under = |event: &TruthEvent| match &event.id {
+            Some(id) => **id == *label,
+            None => label_of(&event.raw) == label,
+        };
+        (0..self.events.len()).filter(|&index| under(&self.events[index])).map(|index| self.due(index)).sum()
+    }
+
     /// The times a record of the event may carry.
     fn dates(&self, index: usize) -> Vec<Timestamp> {
         let own =
