@@ -11,7 +11,7 @@ use super::event::{Event, KnownMember};
 use super::involved::{EventEvidence, Involved};
 use super::outcome::{self, EventOutcome};
 use super::parameters::{self, Modified, Pairs};
-use super::reach::any_at;
+use super::reach::{any_at, first_member};
 use super::{Normaliser, address, category, inbox_rule, json, likeness};
 use crate::severity::engine::{ActorKind, AiSignal, Fact};
 use crate::severity::pattern::Names;
@@ -248,7 +248,7 @@ impl Facts for EventFacts<'_, '_> {
     }
 
     fn any_field(&self, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
-        let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
+        let (first, rest) = first_member(path);
         self.event.find(first).is_some_and(|token| any_at(token, rest, test))
     }
 

@@ -427,18 +427,55 @@ impl Scanner<'_> {
         if *self.bytes.get(at)? != b'"' {
             return None;
         }
-        let mut at = at + 1;
+        let at = special(self.bytes, at + 1);
+        match *self.bytes.get(at)? {
+            b'"' => Some(at + 1),
+            b'\\' => self.string_with_escapes(at),
+            _ => None,
+        }
+    }
+
+    /// The index after a string's end quote, from its first escape on. JSON in a string has an escape every few bytes, so
+    /// each chunk is looked at once for all of them.
+    fn string_with_escapes(&self, mut at: usize) -> Option<usize> {
+        while let Some(chunk) = self.bytes.get(at..).and_then(|rest| rest.first_chunk::<CHUNK>()) {
+            let Specials { quotes, backslashes, controls } = Specials::of(chunk);
+            let escaped = escaped(backslashes);
+            // Others than quotes and backslashes are few.
+            let ends = (quotes | controls) & !escaped;
+            let before_end = (ends & ends.wrapping_neg()).wrapping_sub(1);
+            let mut others = escaped & !(quotes | backslashes) & before_end & CHUNK_BITS;
+            while others != 0 {
+                self.escape(at + others.trailing_zeros() as usize - 1)?;
+                others &= others - 1;
+            }
+            if ends != 0 {
+                let end = at + ends.trailing_zeros() as usize;
+                return (self.bytes.get(end) == Some(&b'"')).then_some(end + 1);
+            }
+            at += CHUNK;
+            // The last byte is a backslash that escapes the next chunk's first.
+            if escaped >> CHUNK & 1 == 1 {
+                at = self.escape(at - 1)?;
+            }
+        }
         loop {
-            at = special(self.bytes, at);
             match *self.bytes.get(at)? {
                 b'"' => return Some(at + 1),
-                b'\\' => match *self.bytes.get(at + 1)? {
-                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => at += 2,
-                    b'u' if self.bytes.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit) => at += 6,
-                    _ => return None,
-                },
-                _ => return None,
+                b'\\' => at = self.escape(at)?,
+                0..=0x1F => return None,
+                _ => at += 1,
             }
+        }
+    }
+
+    /// The index after the escape at `at`.
+    #[inline(always)]
+    fn escape(&self, at: usize) -> Option<usize> {
+        match *self.bytes.get(at + 1)? {
+            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(at + 2),
+            b'u' if self.bytes.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit) => Some(at + 6),
+            _ => None,
         }
     }
 
@@ -488,19 +525,50 @@ impl Scanner<'_> {
     }
 }
 
+/// Bytes looked at together: most strings of an event are no longer.
+const CHUNK: usize = 16;
+
+/// A bit for each byte of a chunk.
+const CHUNK_BITS: u32 = (1 << CHUNK) - 1;
+
+/// A bit for each quote, backslash and control character of a chunk.
+struct Specials {
+    quotes: u32,
+    backslashes: u32,
+    controls: u32,
+}
+
+impl Specials {
+    #[inline]
+    fn of(chunk: &[u8; CHUNK]) -> Self {
+        let chunk = u8x16::new(*chunk);
+        let bits = |byte: u8| chunk.simd_eq(u8x16::splat(byte)).to_bitmask();
+        let controls = chunk.min(u8x16::splat(0x1F)).simd_eq(chunk).to_bitmask();
+        Self { quotes: bits(b'"'), backslashes: bits(b'\\'), controls }
+    }
+}
+
+/// A bit for each byte of a chunk, and the next, that is escaped, given those of the backslashes, none of which is escaped
+/// from before the chunk: of a run of backslashes each second, and the byte after a run of odd length. As simdjson does.
+#[inline]
+fn escaped(backslashes: u32) -> u32 {
+    const ODD: u32 = 0xAAAA_AAAA;
+    let starts_and_odd = (backslashes << 1 | ODD).wrapping_sub(backslashes);
+    starts_and_odd ^ ODD ^ backslashes
+}
+
 /// The index of the first quote, backslash or control character at or after `at`; the length when there is none.
 #[inline]
 fn special(bytes: &[u8], mut at: usize) -> usize {
-    // Sixteen bytes at a time: most strings of an event are no longer.
     let (controls, quotes, backslashes) = (u8x16::splat(0x1F), u8x16::splat(b'"'), u8x16::splat(b'\\'));
-    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<16>()) {
+    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<CHUNK>()) {
         let chunk = u8x16::new(*chunk);
         let control = chunk.min(controls).simd_eq(chunk);
         let hits = (chunk.simd_eq(quotes) | chunk.simd_eq(backslashes) | control).to_bitmask();
         if hits != 0 {
             return at + hits.trailing_zeros() as usize;
         }
-        at += 16;
+        at += CHUNK;
     }
     while bytes.get(at).is_some_and(|byte| !matches!(byte, b'"' | b'\\' | 0..=0x1F)) {
         at += 1;
@@ -627,6 +695,40 @@ mod tests {
         assert_eq!(unescape(r"\ud83d\u0041\ude00"), "\u{fffd}A\u{fffd}");
     }
 
+    /// The inside of a string, of several chunks, with escapes of every kind, good and bad, at every place.
+    fn with_escapes() -> impl Strategy<Value = String> {
+        let escape = proptest::sample::select(vec![
+            r#"\""#,
+            r"\\",
+            r"\n",
+            r"\/",
+            r"\u00e9",
+            r"\ud83d\ude00",
+            r"\ud83d",
+            r"\u00",
+            r"\x",
+            r"\",
+            "\n",
+            "\"",
+        ]);
+        let part = prop_oneof![4 => proptest::sample::select(vec![r#"\""#, r"\\", r"\r\n"]), 1 => escape];
+        let part = prop_oneof![part.prop_map(str::to_owned), r"[ !#-\[\]-~é]{0,20}"];
+        proptest::collection::vec(part, 0..20).prop_map(|parts| parts.concat())
+    }
+
+    #[test]
+    fn what_is_escaped_is_found_for_every_chunk() {
+        for backslashes in 0..=CHUNK_BITS {
+            let (mut expected, mut place) = (0, 0);
+            while place < CHUNK {
+                let escapes = backslashes >> place & 1 == 1;
+                expected |= u32::from(escapes) << (place + 1);
+                place += 1 + usize::from(escapes);
+            }
+            assert_eq!(escaped(backslashes) & (CHUNK_BITS << 1 | 1), expected, "{backslashes:016b}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_written_string_reads_back(text in any::<String>()) {
@@ -641,6 +743,24 @@ mod tests {
         fn the_scanner_agrees_with_serde(text in r#"\{"[a"\\]{0,3}":( |\n)?[\[{"\\0-9.eE+,:a\]}tru-]{0,12}( |\r)?\}"#) {
             let expected = serde_json::from_str::<std::collections::HashMap<String, &serde_json::value::RawValue>>(&text);
             prop_assert_eq!(valid(&text), expected.is_ok(), "{}", text);
+        }
+
+        #[test]
+        fn the_scanner_agrees_with_serde_on_long_strings(inner in with_escapes()) {
+            let text = format!("{{\"a\":\"{inner}\"}}");
+            let expected = serde_json::from_str::<std::collections::HashMap<String, &serde_json::value::RawValue>>(&text);
+            prop_assert_eq!(valid(&text), expected.is_ok(), "{}", text);
+        }
+
+        #[test]
+        fn escapes_are_undone_as_one_by_one(inner in with_escapes()) {
+            let (mut expected, mut rest) = (String::new(), inner.as_str());
+            while let Some(c) = rest.chars().next() {
+                let (c, used) = if c == '\\' { unescape_one(rest.as_bytes()) } else { (c, c.len_utf8()) };
+                expected.push(c);
+                rest = &rest[used..];
+            }
+            prop_assert_eq!(unescape(&inner), expected);
         }
 
         #[test]

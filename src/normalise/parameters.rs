@@ -41,7 +41,10 @@ impl Modification for Modified<'_> {
     }
 
     fn now(&self) -> &str {
-        self.new_text.get_or_init(|| text_of(&self.new))
+        match self.new_is_text {
+            true => &self.new,
+            false => self.new_text.get_or_init(|| text_of(&self.new)),
+        }
     }
 
     fn is_same(&self) -> bool {
@@ -78,7 +81,7 @@ fn entries(token: &str) -> usize {
         let bare = text.trim().trim_matches(['"', '\'', '\\', ' ']);
         return usize::from(!(bare.is_empty() || bare == "null" || bare == "{}"));
     };
-    let count = |wanted: u8| inside.bytes().filter(|byte| *byte == wanted).count();
+    let count = |wanted: u8| memchr::memchr_iter(wanted, inside.as_bytes()).count();
     match count(b'{') {
         0 if inside.get(trim(inside)..).is_none_or(|rest| rest.is_empty() || rest.starts_with(']')) => 0,
         0 => count(b',') + 1,
@@ -197,9 +200,11 @@ pub(crate) struct Modified<'a> {
     /// Its name.
     pub name: Cow<'a, str>,
     /// The token of the old value.
-    pub old: Cow<'a, str>,
-    /// The token of the new value.
-    pub new: Cow<'a, str>,
+    old: Cow<'a, str>,
+    /// The token of the new value, or its text.
+    new: Cow<'a, str>,
+    /// Whether `new` is text: a part of a split change is no JSON.
+    new_is_text: bool,
     /// The old value as text, once a rule has asked for it: values have kilobytes of escapes.
     old_text: OnceCell<Cow<'a, str>>,
     new_text: OnceCell<Cow<'a, str>>,
@@ -208,7 +213,35 @@ pub(crate) struct Modified<'a> {
 impl<'a> Modified<'a> {
     fn named(name: Cow<'a, str>) -> Modified<'a> {
         let nothing = Cow::Borrowed("");
-        Modified { name, old: nothing.clone(), new: nothing, old_text: OnceCell::new(), new_text: OnceCell::new() }
+        Modified {
+            name,
+            old: nothing.clone(),
+            new: nothing,
+            new_is_text: false,
+            old_text: OnceCell::new(),
+            new_text: OnceCell::new(),
+        }
+    }
+
+    /// The old value as it is at hand.
+    pub fn old_value(&self) -> TokenOrText<'_> {
+        TokenOrText::Token(&self.old)
+    }
+
+    /// The new value as it is at hand.
+    pub fn new_value(&self) -> TokenOrText<'_> {
+        match self.new_is_text {
+            true => TokenOrText::Text(&self.new),
+            false => TokenOrText::Token(&self.new),
+        }
+    }
+
+    fn bare_new(&self) -> Option<Cow<'a, str>> {
+        bare(if self.new_is_text { self.new.clone() } else { text_of(&self.new) })
+    }
+
+    fn bare_old(&self) -> Option<Cow<'a, str>> {
+        bare(text_of(&self.old))
     }
 
     /// The same entry with owned texts.
@@ -216,17 +249,18 @@ impl<'a> Modified<'a> {
         let mut entry = Modified::named(Cow::Owned(self.name.into_owned()));
         entry.old = Cow::Owned(self.old.into_owned());
         entry.new = Cow::Owned(self.new.into_owned());
+        entry.new_is_text = self.new_is_text;
         entry
     }
 
     /// The new value, else the old one, without the list and quotes around it.
     pub fn value(&self) -> Option<Cow<'a, str>> {
-        bare(&self.new).or_else(|| bare(&self.old))
+        self.bare_new().or_else(|| self.bare_old())
     }
 
     /// The old value, else the new one.
     pub fn value_before(&self) -> Option<Cow<'a, str>> {
-        bare(&self.old).or_else(|| bare(&self.new))
+        self.bare_old().or_else(|| self.bare_new())
     }
 }
 
@@ -297,10 +331,9 @@ pub(crate) fn changes_in_details<'a>(extended: &Pairs<'a>) -> Vec<Modified<'a>> 
     };
     let entries = modified(inner.trim());
     if entries.is_empty() {
-        let mut token = Vec::new();
-        json::push_string(&mut token, &inner);
         let mut entry = Modified::named(Cow::Borrowed(CHANGES));
-        entry.new = Cow::Owned(String::from_utf8(token).unwrap_or_default());
+        entry.new = Cow::Owned(inner.into_owned());
+        entry.new_is_text = true;
         return vec![entry];
     }
     entries.into_iter().map(Modified::into_owned).collect()
@@ -318,13 +351,13 @@ fn text_of<'a>(token: &Cow<'a, str>) -> Cow<'a, str> {
 }
 
 /// The text inside a value such as `["a"]`, the usual form of a single value; `None` if it is empty.
-fn bare<'a>(token: &Cow<'a, str>) -> Option<Cow<'a, str>> {
+fn bare(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
     let strip = |text: &str| {
         let end = |c: char| matches!(c, '[' | ']' | '"') || c.is_whitespace();
         let from = text.len() - text.trim_start_matches(end).len();
         (from, from + text.trim_matches(end).len())
     };
-    Some(match text_of(token) {
+    Some(match text {
         Cow::Borrowed(text) => Cow::Borrowed(text.get(strip(text).0..strip(text).1)?),
         Cow::Owned(text) => Cow::Owned(text.get(strip(&text).0..strip(&text).1)?.to_owned()),
     })

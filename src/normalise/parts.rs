@@ -9,7 +9,7 @@ use super::event::{Event, KnownMember};
 use super::facts::EventFacts;
 use super::involved::Target;
 use super::json;
-use super::parameters::{Pairs, TokenOrText};
+use super::parameters::Pairs;
 use super::reach::{inner, is_address};
 use super::writer::Writer;
 use crate::severity::{Assessment, Modification};
@@ -322,8 +322,8 @@ pub(crate) fn push_modified(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
         for entry in parts.facts.modified() {
             list.push(|w| {
                 w.text("name", &entry.name);
-                w.at_hand("old", TokenOrText::Token(&entry.old), COPY_BYTES_MAX);
-                w.at_hand("new", TokenOrText::Token(&entry.new), COPY_BYTES_MAX);
+                w.at_hand("old", entry.old_value(), COPY_BYTES_MAX);
+                w.at_hand("new", entry.new_value(), COPY_BYTES_MAX);
             });
         }
     });

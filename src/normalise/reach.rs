@@ -17,6 +17,14 @@ pub(crate) fn is_address(text: &str) -> bool {
         && !text.contains(|c: char| c.is_whitespace() || matches!(c, '\\' | '/' | ':' | '|'))
 }
 
+/// The first member of a path and the path below it. Paths are short, so no search for long distances is set up.
+pub(crate) fn first_member(path: &str) -> (&str, &str) {
+    match path.bytes().position(|byte| byte == b'.') {
+        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+        None => (path, ""),
+    }
+}
+
 /// Passes the values at `path` below a token to `test`, including those in lists and in JSON inside strings.
 pub(crate) fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
     let mut found = false;
@@ -27,16 +35,15 @@ pub(crate) fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool
         }),
         Some(b'{') if path.is_empty() => found = test(&json::compact(token)),
         Some(b'{') => {
-            let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
+            let (first, rest) = first_member(path);
             found = json::get(token, first).is_some_and(|token| any_at(token, rest, test));
         }
         _ => {
             if let Some(text) = json::scalar(token) {
-                let inside = text.trim();
                 found = match path.is_empty() {
                     true => test(&text),
                     // A JSON string inside this one is not parsed: the search ends here.
-                    false => inside.starts_with(['{', '[']) && any_at(inside, path, test),
+                    false => text.trim().starts_with(['{', '[']) && any_at(text.trim(), path, test),
                 };
             }
         }

@@ -699,16 +699,14 @@ const SHOWN_BETWEEN: &str = ", ";
 /// Appends the beginning of a value with every run of white space made one blank; of `["a"]`, which is how one value of a
 /// modified property is written, what is inside.
 fn push_on_one_line(value: &str, line: &mut String) {
-    let value = value.trim();
-    let value = value.strip_prefix('[').and_then(|value| value.strip_suffix(']')).unwrap_or(value).trim();
+    let value = trimmed(value);
+    let value = trimmed(value.strip_prefix('[').and_then(|value| value.strip_suffix(']')).unwrap_or(value));
     let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
     // Most are one word, or some with a blank between them.
-    let mut before = b' ';
-    let is_one_line = |byte: u8| {
-        let is_blank = std::mem::replace(&mut before, byte) == b' ';
-        byte.is_ascii_graphic() || byte == b' ' && !is_blank
-    };
-    if value.len() <= SHOWN_CHARS_MAX && value.bytes().all(is_one_line) {
+    let bytes = value.as_bytes();
+    let is_plain = || bytes.iter().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'));
+    let has_run = || bytes.first() == Some(&b' ') || bytes.windows(2).any(|pair| pair == b"  ");
+    if value.len() <= SHOWN_CHARS_MAX && is_plain() && (memchr::memchr(b' ', bytes).is_none() || !has_run()) {
         line.push_str(value.trim_end());
         return;
     }
@@ -853,8 +851,16 @@ fn changed(entry: &dyn Modification, change: Option<RuleChange>) -> bool {
     }
 }
 
+/// Without the white space at both ends. Nearly every value has none.
+fn trimmed(value: &str) -> &str {
+    match value.as_bytes() {
+        [b'!'..=b'~'] | [b'!'..=b'~', .., b'!'..=b'~'] => value,
+        _ => value.trim(),
+    }
+}
+
 fn is_set(value: &str) -> bool {
-    let value = value.trim().trim_matches(['"', '\'']).trim();
+    let value = trimmed(trimmed(value).trim_matches(['"', '\'']));
     !value.is_empty() && !["$null", "null", "<null>"].iter().any(|nothing| value.eq_ignore_ascii_case(nothing))
 }
 
