@@ -21,7 +21,7 @@ use super::restore::{Dialect, Loss, restore};
 use super::table::Table;
 use super::unit::TextUnit;
 use super::units::Cutter;
-use super::unwrap::{Inside, UnreadValue, UnwrappedEvent, is_plain, unwrap};
+use super::unwrap::{self, Inside, UnreadValue, UnwrappedEvent, is_plain};
 use crate::normalise::Event;
 
 /// One event that was read.
@@ -48,6 +48,8 @@ enum OuterData {
     Told(Outer),
     /// In the cells of its row, not parsed yet.
     Row(Arc<Table>, Bytes),
+    /// In the members of its wrapper, not parsed yet.
+    Wrapper(Bytes),
 }
 
 impl ReadEvent {
@@ -60,6 +62,7 @@ impl ReadEvent {
         match &self.beside {
             OuterData::Told(outer) => Cow::Borrowed(outer),
             OuterData::Row(table, row) => Cow::Owned(table.beside(row)),
+            OuterData::Wrapper(wrapper) => Cow::Owned(unwrap::beside(wrapper)),
         }
     }
 }
@@ -147,7 +150,7 @@ const WORKERS_MAX: usize = 16;
 const QUEUE: usize = 4;
 /// The most bytes of input between the reader and the receiver; the output for them is several times larger.
 const IN_FLIGHT_BYTES_MAX: usize = 4 * 1024 * 1024;
-const READ_BYTES: usize = 256 * 1024;
+const READ_BYTES: usize = 128 * 1024;
 
 /// Units that are processed together.
 struct UnitBatch {
@@ -332,15 +335,24 @@ fn work_unit<K: Make>(unit: TextUnit, inside: &mut Vec<Inside>, make: &K, done: 
         TextUnit::Truncated { place } => return done.items.push(DoneItem::Truncated(place)),
         TextUnit::Value { bytes, place, is_prefixed } => {
             if !is_prefixed
+                && let Some((found, form)) = unwrap::carried(&bytes)
+                && let Ok(event) = Event::parse(&found)
+                && is_plain(&event)
+                && unwrap::dialect_of(&found) == Dialect::Feed
+            {
+                let read = ReadEvent::new(found.clone(), (place, form), OuterData::Wrapper(bytes), &event);
+                return done.event(read, &event, make);
+            }
+            if !is_prefixed
                 && let Ok(event) = Event::parse(&bytes)
                 && is_plain(&event)
-                && super::unwrap::dialect_of(&bytes) == Dialect::Feed
+                && unwrap::dialect_of(&bytes) == Dialect::Feed
             {
                 let read =
                     ReadEvent::new(bytes.clone(), (place, Form::Feed), OuterData::Told(Outer::default()), &event);
                 return done.event(read, &event, make);
             }
-            unwrap(&bytes, is_prefixed, inside);
+            unwrap::unwrap(&bytes, is_prefixed, inside);
             (place, bytes, None)
         }
         TextUnit::Row { table, bytes, place } => {

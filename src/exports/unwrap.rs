@@ -76,6 +76,26 @@ pub fn is_plain(event: &Event<'_>) -> bool {
     event.is_plain() && RAW.find(event.text().as_bytes()).is_none()
 }
 
+/// The text of the event in an object of `Search-UnifiedAuditLog`, which most exports in JSON are made of, and its form.
+/// `None` where only [`unwrap`] can tell.
+pub(super) fn carried(value: &Bytes) -> Option<(Bytes, Form)> {
+    // Quotes inside strings are escaped, so this matches a name or a whole text.
+    static AUDIT_DATA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"AuditData\""));
+    AUDIT_DATA.find(value)?;
+    let object = ObjectMembers::of(std::str::from_utf8(value).ok()?.trim_ascii()).ok()?;
+    let carrier = CarrierMember::of(&object).filter(|carrier| carrier.form == Form::UnifiedAuditLog)?;
+    let (_, is_telling) = object.identity();
+    let text = json::inner(carrier.content?).filter(|_| !is_telling).map(json::unescape)?;
+    let event = text.trim_ascii();
+    event.starts_with('{').then(|| (Bytes::copy_from_slice(event.as_bytes()), carrier.form))
+}
+
+/// What the wrapper of an event that [`carried`] found has about it.
+pub(super) fn beside(wrapper: &Bytes) -> Outer {
+    let object = std::str::from_utf8(wrapper).ok().and_then(|text| ObjectMembers::of(text.trim_ascii()).ok());
+    object.map(|object| outer_of(&object, &Around::default())).unwrap_or_default()
+}
+
 /// Whether an object found in damaged bytes is, judging by its members, an event or a wrapper of one.
 pub(super) fn is_like_a_wrapper(bytes: &[u8]) -> bool {
     const CARRIERS: [&str; 6] = ["AuditData", "RawEventData", "_raw", "raw_data", "_source", "event.original"];
@@ -220,7 +240,7 @@ fn search_object(
     out: &mut Vec<Inside>,
 ) -> Result<(), Nothing> {
     if let Some(carrier) = CarrierMember::of(object) {
-        return carried(value, object, carrier, around, out);
+        return search_carried(value, object, carrier, around, out);
     }
     if let Some(tables) = object.get("tables").filter(|tables| json::get(first_element(tables), "columns").is_some()) {
         return search_tables(tables, around, out);
@@ -319,7 +339,7 @@ impl<'a> CarrierMember<'a> {
     }
 }
 
-fn carried(
+fn search_carried(
     value: &Bytes,
     object: &ObjectMembers<'_>,
     carrier: CarrierMember<'_>,

@@ -14,6 +14,8 @@ use std::ops::Range;
 
 use wide::u8x16;
 
+use super::chunk::{CHUNK, CHUNK_BITS, Specials, escaped};
+
 /// The bytes are not JSON of the expected form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
@@ -525,38 +527,6 @@ impl Scanner<'_> {
     }
 }
 
-/// Bytes looked at together: most strings of an event are no longer.
-const CHUNK: usize = 16;
-
-/// A bit for each byte of a chunk.
-const CHUNK_BITS: u32 = (1 << CHUNK) - 1;
-
-/// A bit for each quote, backslash and control character of a chunk.
-struct Specials {
-    quotes: u32,
-    backslashes: u32,
-    controls: u32,
-}
-
-impl Specials {
-    #[inline]
-    fn of(chunk: &[u8; CHUNK]) -> Self {
-        let chunk = u8x16::new(*chunk);
-        let bits = |byte: u8| chunk.simd_eq(u8x16::splat(byte)).to_bitmask();
-        let controls = chunk.min(u8x16::splat(0x1F)).simd_eq(chunk).to_bitmask();
-        Self { quotes: bits(b'"'), backslashes: bits(b'\\'), controls }
-    }
-}
-
-/// A bit for each byte of a chunk, and the next, that is escaped, given those of the backslashes, none of which is escaped
-/// from before the chunk: of a run of backslashes each second, and the byte after a run of odd length. As simdjson does.
-#[inline]
-fn escaped(backslashes: u32) -> u32 {
-    const ODD: u32 = 0xAAAA_AAAA;
-    let starts_and_odd = (backslashes << 1 | ODD).wrapping_sub(backslashes);
-    starts_and_odd ^ ODD ^ backslashes
-}
-
 /// The index of the first quote, backslash or control character at or after `at`; the length when there is none.
 #[inline]
 fn special(bytes: &[u8], mut at: usize) -> usize {
@@ -714,19 +684,6 @@ mod tests {
         let part = prop_oneof![4 => proptest::sample::select(vec![r#"\""#, r"\\", r"\r\n"]), 1 => escape];
         let part = prop_oneof![part.prop_map(str::to_owned), r"[ !#-\[\]-~é]{0,20}"];
         proptest::collection::vec(part, 0..20).prop_map(|parts| parts.concat())
-    }
-
-    #[test]
-    fn what_is_escaped_is_found_for_every_chunk() {
-        for backslashes in 0..=CHUNK_BITS {
-            let (mut expected, mut place) = (0, 0);
-            while place < CHUNK {
-                let escapes = backslashes >> place & 1 == 1;
-                expected |= u32::from(escapes) << (place + 1);
-                place += 1 + usize::from(escapes);
-            }
-            assert_eq!(escaped(backslashes) & (CHUNK_BITS << 1 | 1), expected, "{backslashes:016b}");
-        }
     }
 
     proptest! {

@@ -19,6 +19,7 @@ mod actor;
 mod ai;
 mod blake2b;
 mod censor;
+mod chunk;
 mod dlp;
 mod ecs;
 mod ecs_class;

@@ -334,7 +334,7 @@ impl Knowledge {
         if let Some(receipts) = &request.receipts {
             let mut marks = Marks::new(&export.rows, &mut self.rules);
             if let Some(reach) = runtime.block_on(receipts.visit(&mut marks))? {
-                self.only_ours = Some(marks.only_ours());
+                self.only_ours = Some(marks.only_ours()?);
                 unnamed_before = reach.since();
                 self.evidence.push("receipts".into());
                 reaches.push(reach);

@@ -3,6 +3,8 @@
 //! All of it is read beside a running process, without taking over the state. Positions are read first: progress made
 //! while the rest is read can then only add evidence, never make a row missing.
 
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::class::{ComparedStream, found};
 use super::rows::RowSet;
-use super::table::LookupTable;
+use super::table::{Key as RowKey, LookupTable};
 use crate::checkpoint::format::{self, AsideKind, AsideRecord, Keys, Position};
 use crate::checkpoint::heal::StoredHeal;
 use crate::checkpoint::held::HeldPage;
@@ -99,22 +101,68 @@ pub struct Marks<'a> {
     part: (u64, u64),
     /// The events that the export lacks, while they are fewer than the rows: if there are more, the export has less
     /// than half.
-    alone: Vec<CanonicalKey>,
+    alone: SpooledKeys,
     only_ours: LookupTable<()>,
+    failed: Option<io::Error>,
+}
+
+/// Keys in an unnamed file: an export of another time lacks as many events as there are receipts.
+#[derive(Default)]
+struct SpooledKeys {
+    file: Option<BufWriter<File>>,
+    count: u64,
+}
+
+impl SpooledKeys {
+    fn push(&mut self, key: CanonicalKey) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => self.file.insert(BufWriter::new(tempfile::tempfile()?)),
+        };
+        self.count += 1;
+        file.write_all(key.as_bytes())
+    }
+
+    /// Passes all keys to `take` if they are `wanted`, and has none then.
+    fn drain(&mut self, wanted: bool, mut take: impl FnMut(RowKey)) -> io::Result<()> {
+        let count = std::mem::take(&mut self.count);
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.rewind()?;
+        if wanted {
+            let mut keys = BufReader::new(file.get_ref());
+            for _ in 0..count {
+                let mut key = RowKey::default();
+                keys.read_exact(&mut key)?;
+                take(key);
+            }
+            file.rewind()?;
+        }
+        Ok(())
+    }
 }
 
 impl<'a> Marks<'a> {
     /// Marks these rows.
     pub fn new(rows: &'a RowSet, rules: &'a mut DropRules) -> Self {
-        Marks { rows, rules, part: (0, 0), alone: Vec::new(), only_ours: LookupTable::default() }
+        Marks {
+            rows,
+            rules,
+            part: (0, 0),
+            alone: SpooledKeys::default(),
+            only_ours: LookupTable::default(),
+            failed: None,
+        }
     }
 
     /// How many events have a receipt and are not in the export.
     ///
     /// A receipt does not say when its event happened. So only parts count of which the export has at least half of the
     /// events: the others are from another time than the export.
-    pub fn only_ours(&self) -> u64 {
-        self.only_ours.len()
+    ///
+    /// # Errors
+    /// A temporary file could not be used.
+    pub fn only_ours(self) -> io::Result<u64> {
+        self.failed.map_or(Ok(self.only_ours.len()), Err)
     }
 }
 
@@ -125,8 +173,11 @@ impl ReceiptVisitor for Marks<'_> {
         if matches!(class, receipts::Class::Delivered | receipts::Class::Dropped(_)) {
             self.part.0 += 1;
             self.part.1 += u64::from(row.is_some());
-            if row.is_none() && self.alone.len() as u64 <= self.rows.count() {
-                self.alone.push(key);
+            if row.is_none()
+                && self.alone.count <= self.rows.count()
+                && let Err(error) = self.alone.push(key)
+            {
+                self.failed = Some(error);
             }
         }
         let Some(row) = row else { return };
@@ -140,11 +191,12 @@ impl ReceiptVisitor for Marks<'_> {
 
     fn part_ended(&mut self) {
         let (all, in_export) = std::mem::take(&mut self.part);
-        let alone = std::mem::take(&mut self.alone);
-        if in_export * 2 >= all {
-            for key in alone {
-                self.only_ours.insert(*key.as_bytes(), ());
-            }
+        let only_ours = &mut self.only_ours;
+        let drained = self.alone.drain(in_export * 2 >= all, |key| {
+            only_ours.insert(key, ());
+        });
+        if let Err(error) = drained {
+            self.failed = Some(error);
         }
     }
 }
@@ -339,7 +391,7 @@ mod tests {
             marks.entry(key(number), &class);
         }
         marks.part_ended();
-        assert_eq!(marks.only_ours(), 1);
+        assert_eq!(marks.only_ours().unwrap(), 1);
         let of = |number: u8| rows.get(*key(number).as_bytes()).unwrap();
         assert_eq!(
             [1, 2, 3, 4, 5, 6].map(|number| of(number).found()),
@@ -360,6 +412,6 @@ mod tests {
             numbers.iter().for_each(|number| marks.entry(key(*number), &receipts::Class::Delivered));
             marks.part_ended();
         }
-        assert_eq!(marks.only_ours(), 1);
+        assert_eq!(marks.only_ours().unwrap(), 1);
     }
 }

@@ -1,7 +1,9 @@
 //! A hash table that takes little more memory than its keys and values.
 //!
-//! Like `exports::seen`, which is a set: keys are hashes, so their bits determine the place, and the table is split
-//! into many small ones that grow by an eighth each. A million rows of an export take under 30 MB.
+//! Keys and values lie in blocks, in the order in which they came, and are never moved: a million that grew by copying
+//! left half as much memory again in holes. Places of four bytes say where they are. Keys are hashes, so their bits
+//! determine the place, and the places are split into many small tables that grow by an eighth each. A million rows of an
+//! export take under 30 MB.
 
 /// A hash of 128 bits.
 pub type Key = [u8; 16];
@@ -9,70 +11,79 @@ pub type Key = [u8; 16];
 const SHARDS: usize = 4096;
 /// A shard is filled to at most so many hundredths.
 const FULL: usize = 90;
-const EMPTY: Key = [0; 16];
+/// Entries of a block: large enough that the allocator takes each block from the system, and gives it back.
+const BLOCK: usize = 1 << 15;
 
 /// Keys with their values.
 #[derive(Debug)]
 pub struct LookupTable<T> {
-    shards: Vec<Shard<T>>,
-    /// The value of the all-zero key, which marks an empty place and so cannot be stored in one.
-    zero: Option<T>,
-    len: u64,
+    blocks: Vec<Vec<(Key, T)>>,
+    shards: Vec<Shard>,
 }
 
-#[derive(Debug)]
-struct Shard<T> {
-    places: Box<[(Key, T)]>,
+/// Places of entries: 0 where there is none, else the number of the entry from 1 on.
+#[derive(Debug, Default)]
+struct Shard {
+    places: Box<[u32]>,
     used: usize,
 }
 
-impl<T: Default> Default for LookupTable<T> {
+impl<T> Default for LookupTable<T> {
     fn default() -> LookupTable<T> {
-        let shards = (0..SHARDS).map(|_| Shard { places: Box::default(), used: 0 }).collect();
-        LookupTable { shards, zero: None, len: 0 }
+        LookupTable { blocks: Vec::new(), shards: (0..SHARDS).map(|_| Shard::default()).collect() }
     }
 }
 
-impl<T: Default> LookupTable<T> {
-    /// Inserts a key with its value; returns false and changes nothing if the key is present.
+impl<T> LookupTable<T> {
+    /// Inserts a key with its value; returns false and changes nothing if the key is present, or if there are 2^32 keys.
     pub fn insert(&mut self, key: Key, value: T) -> bool {
-        let is_new = if key == EMPTY {
-            self.zero.is_none().then(|| self.zero = Some(value)).is_some()
-        } else {
-            self.shards.get_mut(shard_of(key)).is_some_and(|shard| shard.insert(key, value))
+        let Ok(number) = u32::try_from(self.len() + 1) else { return false };
+        let LookupTable { blocks, shards } = self;
+        let Some(shard) = shards.get_mut(shard_of(key)) else { return false };
+        shard.make_room(|number| entry(blocks, number).map(|entry| entry.0));
+        let found = shard.find(key, |number| entry(blocks, number).is_some_and(|entry| entry.0 == key));
+        let Some(place) = found.and_then(|at| shard.places.get_mut(at)).filter(|place| **place == 0) else {
+            return false;
         };
-        self.len += u64::from(is_new);
-        is_new
+        *place = number;
+        shard.used += 1;
+        match blocks.last_mut().filter(|block| block.len() < BLOCK) {
+            Some(block) => block.push((key, value)),
+            None => {
+                let mut block = Vec::with_capacity(BLOCK);
+                block.push((key, value));
+                blocks.push(block);
+            }
+        }
+        true
     }
 
     /// The value of a key.
     pub fn get(&self, key: Key) -> Option<&T> {
-        if key == EMPTY {
-            return self.zero.as_ref();
-        }
         let shard = self.shards.get(shard_of(key))?;
-        shard.find(key).and_then(|at| shard.places.get(at)).filter(|place| place.0 == key).map(|place| &place.1)
+        let at = shard.find(key, |number| entry(&self.blocks, number).is_some_and(|entry| entry.0 == key))?;
+        entry(&self.blocks, *shard.places.get(at)?).map(|entry| &entry.1)
     }
 
-    /// All values, in no order.
+    /// All values, in the order in which they came.
     pub fn values(&self) -> impl Iterator<Item = &T> {
-        let places = self.shards.iter().flat_map(|shard| shard.places.iter());
-        places.filter(|place| place.0 != EMPTY).map(|place| &place.1).chain(&self.zero)
+        self.blocks.iter().flatten().map(|entry| &entry.1)
     }
 
     /// How many keys there are.
     pub fn len(&self) -> u64 {
-        self.len
+        self.blocks.iter().map(|block| block.len() as u64).sum()
     }
 
     /// Whether the table is empty.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.blocks.is_empty()
     }
 
-    /// The memory of all places, in bytes.
+    /// The memory of all entries and places, in bytes.
     pub fn bytes(&self) -> usize {
-        self.shards.iter().map(|shard| shard.places.len() * size_of::<(Key, T)>()).sum()
+        let places: usize = self.shards.iter().map(|shard| size_of_val(&*shard.places)).sum();
+        places + self.blocks.iter().map(|block| size_of_val(block.as_slice())).sum::<usize>()
     }
 }
 
@@ -80,39 +91,36 @@ fn shard_of(key: Key) -> usize {
     (u128::from_le_bytes(key) as usize) % SHARDS
 }
 
-impl<T: Default> Shard<T> {
-    fn insert(&mut self, key: Key, value: T) -> bool {
-        if (self.used + 1) * 100 > self.places.len() * FULL {
-            let more = (self.places.len() / 8).max(4);
-            let grown = (0..self.places.len() + more).map(|_| (EMPTY, T::default())).collect();
-            for (key, value) in std::mem::replace(&mut self.places, grown) {
-                if key != EMPTY {
-                    self.put(key, value);
-                }
-            }
-        }
-        let is_new = self.put(key, value);
-        self.used += usize::from(is_new);
-        is_new
-    }
+/// The entry with a number, from 1 on.
+fn entry<T>(blocks: &[Vec<(Key, T)>], number: u32) -> Option<&(Key, T)> {
+    let at = (number as usize).checked_sub(1)?;
+    blocks.get(at / BLOCK)?.get(at % BLOCK)
+}
 
-    fn put(&mut self, key: Key, value: T) -> bool {
-        match self.find(key).and_then(|at| self.places.get_mut(at)) {
-            Some(place) if place.0 == EMPTY => {
-                *place = (key, value);
-                true
+impl Shard {
+    /// Grows if one more would be too many; `key_of` says the key of an entry.
+    fn make_room(&mut self, key_of: impl Fn(u32) -> Option<Key>) {
+        if (self.used + 1) * 100 <= self.places.len() * FULL {
+            return;
+        }
+        let more = (self.places.len() / 8).max(4);
+        let grown = vec![0; self.places.len() + more].into_boxed_slice();
+        for number in std::mem::replace(&mut self.places, grown) {
+            if let Some(key) = key_of(number)
+                && let Some(place) = self.find(key, |_| false).and_then(|at| self.places.get_mut(at))
+            {
+                *place = number;
             }
-            _ => false,
         }
     }
 
-    /// The place of a key, or the empty place for it; `None` in a shard without places.
-    fn find(&self, key: Key) -> Option<usize> {
+    /// The place of the entry that `is_sought`, or the empty place for it; `None` in a shard without places.
+    fn find(&self, key: Key, is_sought: impl Fn(u32) -> bool) -> Option<usize> {
         // The upper bits as a fraction of the table: no two places are favoured.
         let upper = u128::from_le_bytes(key) >> 64;
         let at = ((upper * self.places.len() as u128) >> 64) as usize;
         let (before, after) = self.places.split_at(at);
-        let all = after.iter().chain(before).position(|place| place.0 == key || place.0 == EMPTY)?;
+        let all = after.iter().chain(before).position(|number| *number == 0 || is_sought(*number))?;
         Some((at + all) % self.places.len())
     }
 }
@@ -132,10 +140,11 @@ mod tests {
             assert!(table.insert(key(number), number), "{number}");
             assert!(!table.insert(key(number), 0), "{number}");
         }
-        assert!(table.insert(EMPTY, 7) && !table.insert(EMPTY, 8));
+        const ZERO: Key = [0; 16];
+        assert!(table.insert(ZERO, 7) && !table.insert(ZERO, 8));
         assert_eq!((0..50_000).filter(|number| table.get(key(*number)) == Some(number)).count(), 50_000);
-        assert_eq!((table.get(key(50_000)), table.get(EMPTY), table.len()), (None, Some(&7), 50_001));
-        assert_eq!(table.values().sum::<u64>(), 7 + (0..50_000).sum::<u64>());
+        assert_eq!((table.get(key(50_000)), table.get(ZERO), table.len()), (None, Some(&7), 50_001));
+        assert!(table.values().copied().eq((0..50_000).chain([7])), "in the order in which they came");
         assert_eq!(LookupTable::<u8>::default().get(key(1)), None);
     }
 

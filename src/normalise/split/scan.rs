@@ -3,7 +3,7 @@
 //! The scan checks the places of strings, brackets, colons and commas, not the content of strings, numbers and
 //! literals. So damage is found at the first byte that the grammar forbids, usually close to the actual damage.
 
-use memchr::memchr2;
+use crate::normalise::chunk::{CHUNK, Specials, escaped};
 
 /// What may come next, one bit each.
 mod may {
@@ -127,18 +127,30 @@ impl Scan {
             self.escaped = false;
             at += 1;
         }
-        while let Some(n) = string_stop(bytes.get(at..).unwrap_or_default()) {
-            at += n + 1;
-            if bytes.get(at - 1) == Some(&b'"') {
+        while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<CHUNK>()) {
+            // What is not needed of them is not computed.
+            let Specials { quotes, backslashes, .. } = Specials::of(chunk);
+            let escaped = if backslashes == 0 { 0 } else { escaped(backslashes) };
+            let ends = quotes & !escaped;
+            if ends != 0 {
                 self.in_string = false;
-                return Some(at);
+                return Some(at + ends.trailing_zeros() as usize + 1);
             }
-            if at == bytes.len() {
-                self.escaped = true;
-                break;
-            }
-            at += 1;
+            // The last byte may escape the first of what comes after.
+            at += CHUNK + (escaped >> CHUNK & 1) as usize;
         }
+        while let Some(byte) = bytes.get(at) {
+            at += 1;
+            match byte {
+                b'"' => {
+                    self.in_string = false;
+                    return Some(at);
+                }
+                b'\\' => at += 1,
+                _ => {}
+            }
+        }
+        self.escaped = at > bytes.len();
         self.in_string = true;
         None
     }
@@ -169,16 +181,6 @@ impl Scan {
             self.open.pop();
         }
         true
-    }
-}
-
-/// Index of the first `"` or `\`. Most strings of an event are short: a call to `memchr2` costs more than this loop.
-#[inline]
-fn string_stop(bytes: &[u8]) -> Option<usize> {
-    const NEAR: usize = 8;
-    match bytes.iter().take(NEAR).position(|b| matches!(b, b'"' | b'\\')) {
-        Some(n) => Some(n),
-        None => memchr2(b'"', b'\\', bytes.get(NEAR..)?).map(|n| n + NEAR),
     }
 }
 
