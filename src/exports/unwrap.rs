@@ -78,6 +78,7 @@ pub fn is_plain(event: &Event<'_>) -> bool {
 
 /// The text of the event in an object of `Search-UnifiedAuditLog`, which most exports in JSON are made of, and its form.
 /// `None` where only [`unwrap`] can tell.
+#[cfg(feature = "exports")]
 pub(super) fn carried(value: &Bytes) -> Option<(Bytes, Form)> {
     // Quotes inside strings are escaped, so this matches a name or a whole text.
     static AUDIT_DATA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"AuditData\""));
@@ -91,6 +92,7 @@ pub(super) fn carried(value: &Bytes) -> Option<(Bytes, Form)> {
 }
 
 /// What the wrapper of an event that [`carried`] found has about it.
+#[cfg(feature = "exports")]
 pub(super) fn beside(wrapper: &Bytes) -> Outer {
     let object = std::str::from_utf8(wrapper).ok().and_then(|text| ObjectMembers::of(text.trim_ascii()).ok());
     object.map(|object| outer_of(&object, &Around::default())).unwrap_or_default()

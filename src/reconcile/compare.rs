@@ -8,8 +8,9 @@ use jiff::SignedDuration;
 use tokio::runtime::Handle;
 
 use super::class::{ClassCounts, ClassTerms, ComparedStream, Row, RowClass, found};
-use super::evidence::{self, DropRules, DuplicateKeys, EvidenceReach, Known, Marks, NoMarks, SetAsideKeys};
+use super::evidence::{self, DuplicateKeys, EvidenceReach, Known, NoMarks, SetAsideKeys};
 use super::identities::KeptRows;
+use super::marks::{DropRules, Marks};
 use super::ours::OnlyOurs;
 use super::passes::{
     ExportRows, LookUp, OurRecords, Ours, RowFacts, SavedGraphQuery, id_hash, id_of_record, identity_beside,

@@ -6,8 +6,9 @@
 //!
 //! From the inside out: `table` is a set of keys with a few bytes beside each, `class` says what a row is, `rows` are
 //! those of an export, `content_type` which content type would have brought it, `witness` judges the export, `evidence` is
-//! what is known of events and where that is read, `stored` has the receipts of a state, `passes` reads exports and records
-//! of ours, `identities` keeps what rows are looked up by, `ours` collects what the export lacks, `compare` does all of it in order, `verdict` is what comes out.
+//! what is known of events and where that is read, `stored` has the receipts of a state, `marks` notes them on the rows,
+//! `passes` reads exports and records of ours, `identities` keeps what rows are looked up by, `ours` collects what the
+//! export lacks, `compare` does all of it in order, `verdict` is what comes out.
 
 pub mod class;
 #[cfg(feature = "exports")]
@@ -16,6 +17,8 @@ pub mod content_type;
 pub mod evidence;
 #[cfg(feature = "exports")]
 mod identities;
+#[cfg(feature = "exports")]
+mod marks;
 #[cfg(feature = "exports")]
 mod ours;
 #[cfg(feature = "exports")]
