@@ -412,6 +412,39 @@ async fn a_failover_that_loses_commits_repeats_what_they_marked_and_loses_no_eve
     assert!(others.len() <= EVENTS_PER_BLOB, "{others:?}");
 }
 
+/// The standby has every commit before it is answered, so that no mark goes back: only what no commit has marked yet comes
+/// again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_to_a_synchronous_standby_repeats_nothing_but_what_was_under_way() {
+    let Some(mut fleet) = Fleet::new(6).await else { return };
+    let standby = fleet.server.standby();
+    let (first, second) = (fleet.server.port(), standby.port());
+    fleet.url = fleet.url.replace(&format!("127.0.0.1:{first}"), &format!("127.0.0.1:{first},127.0.0.1:{second}"));
+    fleet.server.sql("postgres", "alter system set synchronous_standby_names = '*'");
+    fleet.server.sql("postgres", "select pg_reload_conf()");
+    let is_synchronous = "select count(*) from pg_stat_replication where sync_state = 'sync'";
+    fleet.until("it is synchronous", || fleet.server.sql("postgres", is_synchronous) == "1").await;
+    fleet.add_for_all("before");
+    (0..2).for_each(|worker| fleet.start(worker));
+    fleet.until_delivered("the first events").await;
+    // Once these are there, each tenant's mark of the ones before is in the standby.
+    fleet.add_for_all("between");
+    fleet.until_delivered("the second events").await;
+    let settled = fleet.events.len();
+    fleet.add_for_all("struck");
+    fleet.until("some of it is under way", || fleet.delivered().len() > settled).await;
+    fleet.server.kill();
+    standby.promote();
+    fleet.add_for_all("after");
+    fleet.until_delivered("after the failover").await;
+    for worker in 0..2 {
+        assert!(fleet.end(worker, "-TERM"), "{}", fleet.logs());
+    }
+    let twice: Vec<(String, usize)> = fleet.delivered().into_iter().filter(|(_, count)| *count > 1).collect();
+    println!("{} of {} events came twice", twice.len(), fleet.events.len());
+    assert!(twice.iter().all(|(id, count)| !id.contains("-before-") && *count == 2), "{twice:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_operator_asks_of_a_tenant_reaches_the_member_that_has_it() {
     let Some(mut fleet) = Fleet::new(6).await else { return };
