@@ -224,6 +224,14 @@ impl Fleet {
         PATIENCE + Duration::from_secs(self.poll_secs)
     }
 
+    /// A standby of the server, which the processes know beside it.
+    fn with_standby(&mut self) -> Postgres {
+        let standby = self.server.standby();
+        let (first, second) = (self.server.port(), standby.port());
+        self.url = self.url.replace(&format!("127.0.0.1:{first}"), &format!("127.0.0.1:{first},127.0.0.1:{second}"));
+        standby
+    }
+
     async fn until_delivered(&self, what: &str) {
         self.until(what, || self.delivered().len() == self.events.len()).await;
     }
@@ -377,9 +385,7 @@ async fn a_store_that_is_away_stops_nothing_but_the_work_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_that_loses_commits_repeats_what_they_marked_and_loses_no_event() {
     let Some(mut fleet) = Fleet::new(6).await else { return };
-    let standby = fleet.server.standby();
-    let (first, second) = (fleet.server.port(), standby.port());
-    fleet.url = fleet.url.replace(&format!("127.0.0.1:{first}"), &format!("127.0.0.1:{first},127.0.0.1:{second}"));
+    let standby = fleet.with_standby();
     fleet.add_for_all("first");
     (0..2).for_each(|worker| fleet.start(worker));
     fleet.until_delivered("the first events").await;
@@ -417,9 +423,7 @@ async fn a_failover_that_loses_commits_repeats_what_they_marked_and_loses_no_eve
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_to_a_synchronous_standby_repeats_nothing_but_what_was_under_way() {
     let Some(mut fleet) = Fleet::new(6).await else { return };
-    let standby = fleet.server.standby();
-    let (first, second) = (fleet.server.port(), standby.port());
-    fleet.url = fleet.url.replace(&format!("127.0.0.1:{first}"), &format!("127.0.0.1:{first},127.0.0.1:{second}"));
+    let standby = fleet.with_standby();
     fleet.server.sql("postgres", "alter system set synchronous_standby_names = '*'");
     fleet.server.sql("postgres", "select pg_reload_conf()");
     let is_synchronous = "select count(*) from pg_stat_replication where sync_state = 'sync'";
