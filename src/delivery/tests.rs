@@ -130,13 +130,24 @@ impl World {
         records: usize,
         policy: impl FnMut(usize, Duration, &[u32]) -> Written + Send + 'static,
     ) -> Self {
+        Self::with_clock(lanes, records, policy, |clock| clock)
+    }
+
+    /// The same, whose worker reads another clock.
+    fn with_clock(
+        lanes: usize,
+        records: usize,
+        policy: impl FnMut(usize, Duration, &[u32]) -> Written + Send + 'static,
+        clock_of_worker: impl FnOnce(Arc<TestClock>) -> Arc<dyn Clock>,
+    ) -> Self {
         let clock = Arc::new(TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
         let receiver = Receiver { policy: Box::new(policy), requests: Vec::new(), taken: Vec::new(), under_way: 0 };
         let receiver = Arc::new(Mutex::new(receiver));
         let bounds = GroupBounds { records, ..GroupBounds::default() };
         let sink = Box::new(Lane { receiver: receiver.clone(), clock: clock.clone(), bounds, lanes });
         let noted = Arc::new(Mutex::new(Noted::default()));
-        let worker = Arc::new(Worker::start("out", sink, clock.clone(), Arc::new(Notes(noted.clone()))));
+        let observer = Arc::new(Notes(noted.clone()));
+        let worker = Arc::new(Worker::start("out", sink, clock_of_worker(clock.clone()), observer));
         let tasks = tokio::task::JoinSet::new();
         Self { clock, receiver, noted, worker, settled: Arc::default(), tasks }
     }
@@ -200,6 +211,44 @@ impl World {
 
 fn rejected() -> Written {
     Written::Rejected("no".into())
+}
+
+/// Time passes between two looks at it, as on a busy machine.
+#[derive(Debug)]
+struct TickingClock(Arc<TestClock>, Duration);
+
+impl Clock for TickingClock {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.advance(self.1);
+        self.0.monotonic()
+    }
+
+    fn sleep(&self, duration: Duration) -> futures_util::future::BoxFuture<'static, ()> {
+        self.0.sleep(duration)
+    }
+}
+
+#[tokio::test]
+async fn a_refused_request_that_becomes_due_between_two_looks_at_the_clock_is_sent() {
+    for step in [1, 10, 100, 1_000, 5_000].map(Duration::from_millis) {
+        for fault in faults() {
+            let answer = fault.clone();
+            let policy = move |_: usize, _: Duration, records: &[u32]| match records.contains(&3) {
+                true => answer.clone(),
+                false => Written::Delivered,
+            };
+            let ticking = |clock| -> Arc<dyn Clock> { Arc::new(TickingClock(clock, step)) };
+            let mut world = World::with_clock(1, 100, policy, ticking);
+            world.send(batches(&[10]));
+            world.until_settled(1, Duration::from_secs(24 * 3600)).await;
+            assert_eq!(world.settled.lock().len(), 1, "{step:?} {fault:?}: nobody looks at it again");
+            world.assert_taken_once(10, &world.aside(), &format!("{step:?} {fault:?}"));
+        }
+    }
 }
 
 /// Every answer that a record may cause.

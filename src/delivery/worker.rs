@@ -329,7 +329,9 @@ impl Feeder {
         let mut writing = FuturesUnordered::new();
         loop {
             self.collect();
-            if let Some((sink, sent)) = self.begin_next() {
+            // One reading for both: a request that becomes due between two of them would be neither sent nor waited for.
+            let now = self.clock.monotonic();
+            if let Some((sink, sent)) = self.begin_next(now) {
                 writing.push(send(sink, Some(sent)));
                 continue;
             }
@@ -340,7 +342,7 @@ impl Feeder {
                 }
                 return None;
             }
-            self.arm();
+            self.arm(now);
             let has_room = self.next.is_none() && self.ready.is_empty() && !self.group.is_full(&self.bounds);
             let pause = self.pauses.all.as_mut().map(|(.., pause)| pause);
             let due = self.pauses.due.as_mut().map(|(_, due)| due);
@@ -392,9 +394,8 @@ impl Feeder {
         self.group.pieces.is_empty() && self.next.is_none() && self.ready.is_empty() && self.queued.is_empty()
     }
 
-    /// Sets the timers that are needed.
-    fn arm(&mut self) {
-        let now = self.clock.monotonic();
+    /// Sets the timers that are needed at `now`, the time for which [`Self::begin_next`] found nothing to send.
+    fn arm(&mut self, now: Duration) {
         // While it holds back, one pause applies to all.
         let waits = self.parked.iter().filter(|_| !self.evidence.is_holding());
         let due = waits.map(|unit| unit.due).filter(|due| *due > now).min();
@@ -463,11 +464,10 @@ impl Feeder {
     // ---- sending ----
 
     /// The next request to send, and its lane.
-    fn begin_next(&mut self) -> Option<(Box<dyn Sink>, SentUnit)> {
+    fn begin_next(&mut self, now: Duration) -> Option<(Box<dyn Sink>, SentUnit)> {
         if self.idle.is_empty() {
             return None;
         }
-        let now = self.clock.monotonic();
         let (unit, is_repair) = self.choose(now)?;
         let sink = self.idle.pop()?;
         self.repaired_last = is_repair;
