@@ -23,7 +23,7 @@ use decode::decode;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use m365_audit::source::fleet::BEGIN_EVERY;
 use serde_json::Value;
-use support::{PATIENCE, Service, library};
+use support::{PATIENCE, Patience, Service, library};
 
 /// The plugin is one instance for a process, as in the host: one test at a time.
 static TURN: Mutex<()> = Mutex::new(());
@@ -438,25 +438,19 @@ impl Agent {
 
     /// Ticks until every event has come at least once; faster than a host, so that the test need not wait.
     fn tick_until_all(&mut self, service: &Service) {
-        let start = Instant::now();
+        let mut patience = Patience::new();
         while !service.has_all(&self.records) {
-            let patient = start.elapsed() < PATIENCE;
-            assert!(patient, "{}; {:?}", service.compare(&self.records), taken_log());
-            std::thread::sleep(Duration::from_millis(5));
+            let lasts = patience.lasts(Duration::from_millis(5));
+            assert!(lasts, "{}; {:?}", service.compare(&self.records), taken_log());
             self.tick();
         }
     }
 
     fn tick_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
-        let start = Instant::now();
+        let mut patience = Patience::new();
         while !done(self) {
-            assert!(
-                start.elapsed() < PATIENCE,
-                "still no {what} after {} records; {:?}",
-                self.records.len(),
-                taken_log()
-            );
-            std::thread::sleep(Duration::from_millis(5));
+            let lasts = patience.lasts(Duration::from_millis(5));
+            assert!(lasts, "still no {what} after {} records; {:?}", self.records.len(), taken_log());
             self.tick();
         }
     }

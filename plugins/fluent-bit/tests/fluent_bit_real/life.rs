@@ -12,7 +12,7 @@ use serde_json::Value;
 use test_support::{Mounted, free_port};
 
 use crate::agent::{Agent, Build, Setup, fluent_bit};
-use crate::support::{self, PATIENCE, Service, wait_until};
+use crate::support::{self, Patience, Service, wait_until};
 use crate::symbols;
 
 /// The loader takes only the memory functions from the executable, for every build of it.
@@ -60,11 +60,7 @@ fn every_event_reaches_the_file_once_with_metrics_in_the_hosts_own_page() {
         let Some(mut agent) = Agent::new(&service.properties(), &setup) else { return };
         agent.start();
         agent.wait_until_all(&service);
-        let mut page = String::new();
-        wait_until("metric of ours in the host's page", || {
-            page = get(port, "/api/v2/metrics/prometheus").unwrap_or_default();
-            page.contains("m365_audit_events_total{")
-        });
+        let page = wait_for_page(&agent, port, "a metric of ours", |page| page.contains("m365_audit_events_total{"));
         assert!(page.contains("m365_audit_blobs_total{"), "{page}");
         agent.terminate();
         service.assert_exact(&agent.records());
@@ -179,8 +175,7 @@ fn killed_while_a_busy_engine_leaves_records_in_memory_it_loses_nothing_when_thr
     agent.start();
     let started = Instant::now();
     let writes = "fluentbit_input_ring_buffer_writes_total{name=\"m365_audit.0\"} ";
-    wait_until("records in the ring", || {
-        let page = get(port, "/api/v2/metrics/prometheus").unwrap_or_default();
+    wait_for_page(&agent, port, "records in the ring", |page| {
         page.lines().any(|line| line.strip_prefix(writes).is_some_and(|count| count != "0"))
     });
     // A second in the engine's ring is enough unless the counters show that the engine has not come so far.
@@ -414,10 +409,25 @@ fn a_wrong_value_stops_the_start_with_the_reason() {
 }
 
 fn wait_until_received(service: &Service, receiver: &Receiver, agent: &Agent) {
-    let start = Instant::now();
+    let mut patience = Patience::new();
     while !service.has_all(&receiver.records()) {
-        assert!(start.elapsed() < PATIENCE, "{}\n{}", service.compare(&receiver.records()), agent.log());
-        std::thread::sleep(Duration::from_millis(200));
+        let lasts = patience.lasts(Duration::from_millis(200));
+        assert!(lasts, "{}\n{}", service.compare(&receiver.records()), agent.log());
+    }
+}
+
+/// Waits for the host's page of metrics to fulfil a condition; what it had instead is in the failure.
+fn wait_for_page(agent: &Agent, port: u16, what: &str, fulfils: impl Fn(&str) -> bool) -> String {
+    let mut patience = Patience::new();
+    loop {
+        let page = get(port, "/api/v2/metrics/prometheus");
+        if let Ok(text) = &page
+            && fulfils(text)
+        {
+            return text.clone();
+        }
+        let lasts = patience.lasts(Duration::from_millis(20));
+        assert!(lasts, "still not in the host's page: {what}; the page: {page:?}\n{}", agent.log());
     }
 }
 

@@ -8,11 +8,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Once;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{self, PATIENCE, Service};
+use crate::support::{self, Patience, Service};
 use crate::symbols;
 
 /// Prints which build it is, in every run: a build from source has by default none of the packages' `malloc`.
@@ -165,16 +165,15 @@ impl Agent {
 
     pub fn wait(&mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap();
-        let start = Instant::now();
+        let mut patience = Patience::new();
         loop {
             if let Some(status) = child.try_wait().unwrap() {
                 return status;
             }
-            if start.elapsed() > PATIENCE {
+            if !patience.lasts(Duration::from_millis(20)) {
                 let _ = child.kill();
                 panic!("it does not end:\n{}", self.log());
             }
-            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -222,12 +221,12 @@ impl Agent {
     }
 
     pub fn wait_until_all(&mut self, service: &Service) {
-        let start = Instant::now();
+        let mut patience = Patience::new();
         while !service.has_all(&self.records()) {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
             assert_eq!(ended, None, "it has ended:\n{}", self.log());
-            assert!(start.elapsed() < PATIENCE, "{}\n{}", service.compare(&self.records()), self.log());
-            std::thread::sleep(Duration::from_millis(200));
+            let lasts = patience.lasts(Duration::from_millis(200));
+            assert!(lasts, "{}\n{}", service.compare(&self.records()), self.log());
         }
     }
 }

@@ -13,6 +13,29 @@ use tokio::runtime::Runtime;
 /// Far longer than any operation here takes, even on a busy machine, unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// What is left of a test's patience. A machine that stood still between two looks, as a virtual one may for minutes, costs
+/// it no more than a slow look does: nothing could happen meanwhile.
+pub struct Patience {
+    left: Duration,
+    looked: Instant,
+}
+
+impl Patience {
+    const LOOK_MAX: Duration = Duration::from_secs(10);
+
+    pub fn new() -> Self {
+        Self { left: PATIENCE, looked: Instant::now() }
+    }
+
+    /// Waits for a moment before the next look. `false`: it is used up.
+    pub fn lasts(&mut self, pause: Duration) -> bool {
+        std::thread::sleep(pause);
+        self.left = self.left.saturating_sub(self.looked.elapsed().min(Self::LOOK_MAX));
+        self.looked = Instant::now();
+        !self.left.is_zero()
+    }
+}
+
 /// The simulated service, on threads of its own.
 pub struct Service {
     pub sim: Sim,
@@ -140,10 +163,9 @@ fn delivered(record: &Value) -> Delivered {
 
 /// Waits for a condition, and names it when it does not occur.
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
+    let mut patience = Patience::new();
     while !done() {
-        assert!(start.elapsed() < PATIENCE, "still no {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        assert!(patience.lasts(Duration::from_millis(20)), "still no {what}");
     }
 }
 
