@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use m365_audit::clock::Clock;
-use m365_audit::config::{Config, SinkConfig, SourceConfig};
+use m365_audit::config::{Config, SourceConfig, config_schema};
 use m365_audit::host::{Batch, BatchBuilder};
 use m365_audit::hosts::embedded::memory::MemoryStore;
+use m365_audit::hosts::embedded::notebook::Notebook;
 use m365_audit::hosts::embedded::selection::Selection;
 use m365_audit::hosts::embedded::sink::Sink;
 use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
-use m365_audit::hosts::fluent_forward::FluentForwardSink;
-use m365_audit::hosts::{http, otlp};
+use m365_audit::hosts::file::Memory;
+use m365_audit::hosts::open_sink;
 use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::severity::Severity;
 use m365_audit::sim::{Comparison, Delivered, GenerateSpec, Sim, SimConfig, SubscriptionState};
@@ -125,13 +126,18 @@ pub fn listener(port: u16) -> TcpListener {
 }
 
 /// The sink waits for an answer for as long as it may, unless the table says for how long: at this speed its default is
-/// less than a second, in which a busy machine may not come to answer, and what is sent again comes twice.
+/// less than a second, in which a busy machine may not come to answer, and what is sent again comes twice. Which key that
+/// is, the schema says.
 fn patient(table: &str) -> String {
-    if table.contains("timeout_secs") {
-        return table.to_owned();
+    let kind = table.split('"').nth(1).unwrap();
+    let schema = config_schema();
+    let sinks = schema["properties"]["sinks"]["additionalProperties"]["oneOf"].as_array().unwrap();
+    let sink = sinks.iter().find(|sink| sink["properties"]["type"]["const"] == kind).unwrap();
+    let key = ["timeout_secs", "ack_timeout_secs"].into_iter().find(|key| sink["properties"][key].is_object());
+    match key {
+        Some(key) if !table.contains(key) => table.replacen('\n', &format!("\n{key} = 3600\n"), 1),
+        _ => table.to_owned(),
     }
-    let key = if table.contains("\"fluent_forward\"") { "ack_timeout_secs" } else { "timeout_secs" };
-    table.replacen('\n', &format!("\n{key} = 3600\n"), 1)
 }
 
 /// The sink a configuration's table describes.
@@ -142,14 +148,9 @@ pub fn sink(table: &str, clock: &Arc<dyn Clock>) -> Box<dyn Sink> {
          client_secret = \"x\"\n[sinks.out]\ninputs = [\"s\"]\n{table}"
     );
     let config = Config::parse(&text, &|_| None).unwrap_or_else(|error| panic!("{error}"));
-    match &config.sinks["out"].sink {
-        SinkConfig::Http(config) => Box::new(http::sink(config, clock.clone()).unwrap()),
-        SinkConfig::FluentForward(config) => Box::new(FluentForwardSink::new(config, clock.clone()).unwrap()),
-        SinkConfig::Otlp(config) => Box::new(otlp::sink(config, clock.clone()).unwrap()),
-        #[cfg(feature = "kafka")]
-        SinkConfig::Kafka(config) => Box::new(m365_audit::hosts::kafka::KafkaSink::new(config, clock.clone()).unwrap()),
-        other => panic!("{other:?}"),
-    }
+    let memory =
+        Memory { sink: "out".into(), page: Notebook::default().page("out"), clock: clock.clone(), state_is_new: false };
+    open_sink(&config.sinks["out"].sink, memory).unwrap()
 }
 
 /// One full pass of the source into `sink`, and how what arrived compares with what was published.
