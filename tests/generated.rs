@@ -140,8 +140,23 @@ fn the_complete_example_shows_every_key_with_a_value_of_its_type() {
     let shown: BTreeSet<&str> =
         text.lines().filter_map(|line| line.trim_start_matches("# ").split_once(" = ")).map(|(key, _)| key).collect();
     let schema = source_schema();
-    for key in schema["properties"].as_object().unwrap().keys() {
-        assert!(shown.contains(key.as_str()), "examples/agent.toml does not show `{key}`");
+    let mut lines = String::new();
+    for (key, field) in schema["properties"].as_object().unwrap() {
+        if !shown.contains(key.as_str()) {
+            let value = field.get("default").filter(|value| !value.is_null()).unwrap_or(&field["examples"][0]);
+            lines += &format!("# {key} = {}\n", toml::Value::try_from(value).unwrap());
+        }
+    }
+    if !lines.is_empty() {
+        // In front of the second source, which begins a table of its own.
+        let (first, second) = text.split_once("# A second tenant ").expect("the example has a second tenant");
+        if std::env::var_os("CI").is_none() {
+            fs::write(root().join("examples/agent.toml"), format!("{first}{lines}\n# A second tenant {second}"))
+                .unwrap();
+        }
+        panic!(
+            "examples/agent.toml did not show these; without `CI` set they were added: put each where it belongs\n{lines}"
+        );
     }
     // What is commented out must be valid too, but for the alternatives that exclude each other or name files.
     let uncommented: String = text
@@ -173,6 +188,22 @@ fn every_key_has_a_text_and_an_example() {
         }
     }
     walk("", &config_schema());
+}
+
+/// A bound that stands in the schema alone is one that the program does not keep.
+#[test]
+fn no_key_has_a_bound_that_is_not_checked() {
+    fn walk(path: &str, schema: &serde_json::Value) {
+        for word in ["pattern", "maxLength", "multipleOf", "exclusiveMinimum", "exclusiveMaximum", "maxItems"] {
+            assert!(schema.get(word).is_none(), "{path}: src/config/check.rs does not read `{word}`; check it there");
+        }
+        let items = schema.get("items").map(|items| (format!("{path}[]"), items));
+        let fields = schema["properties"].as_object().into_iter().flatten();
+        for (path, field) in fields.map(|(key, field)| (format!("{path}.{key}"), field)).chain(items) {
+            walk(&path, field);
+        }
+    }
+    walk("source", &source_schema());
 }
 
 /// The example of each key is accepted, and so is its default: the schema's ranges and the types agree.

@@ -626,30 +626,14 @@ mod tests {
     use crate::api::{ApiClient, ApiSettings};
     use crate::auth::Credential;
     use crate::clock::SystemClock;
-    use crate::config::Cloud;
 
     fn client(graph_url: &str) -> GraphClient {
         let url = |text: &str| Url::parse(text).unwrap();
+        let tenant = "11111111-2222-3333-4444-555555555555".parse().unwrap();
+        let nowhere = url("http://127.0.0.1:1");
         let settings = ApiSettings {
-            tenant: "11111111-2222-3333-4444-555555555555".parse().unwrap(),
-            api_url: url("http://127.0.0.1:1"),
             graph_url: url(graph_url),
-            cloud: Cloud::Enterprise,
-            authority_url: url("http://127.0.0.1:1"),
-            audience: "https://manage.office.com".into(),
-            token_endpoint: crate::auth::EndpointVersion::V2,
-            client_id: "app".into(),
-            credential: Credential::Secret("s3cret~s3cret".into()),
-            assertion_audience: None,
-            secret_expires: None,
-            publisher_identifier: "11111111-2222-3333-4444-555555555555".into(),
-            max_requests_per_minute: 0,
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(1),
-            ca_pem: None,
-            proxy_url: None,
-            no_proxy: None,
-            proxy_client_pem: None,
+            ..ApiSettings::at(&nowhere, tenant, Credential::Secret("s3cret~s3cret".into()))
         };
         ApiClient::new(settings, SystemClock::new()).unwrap().graph()
     }

@@ -152,6 +152,36 @@ pub struct ApiSettings {
     pub proxy_client_pem: Option<Vec<u8>>,
 }
 
+#[cfg(any(test, feature = "internals"))]
+impl ApiSettings {
+    /// What tests begin with: every host at one address, no limit, and nothing in between. A new field has its value for all
+    /// tests here.
+    #[doc(hidden)]
+    pub fn at(url: &Url, tenant: TenantId, credential: Credential) -> Self {
+        Self {
+            publisher_identifier: tenant.to_string(),
+            tenant,
+            api_url: url.clone(),
+            graph_url: url.clone(),
+            cloud: Cloud::Enterprise,
+            authority_url: url.clone(),
+            audience: Cloud::Enterprise.audience().to_owned(),
+            token_endpoint: EndpointVersion::V2,
+            client_id: "22222222-2222-3333-4444-555555555555".into(),
+            credential,
+            assertion_audience: None,
+            secret_expires: None,
+            max_requests_per_minute: 0,
+            connect_timeout: Duration::from_secs(120),
+            read_timeout: Duration::from_secs(120),
+            ca_pem: None,
+            proxy_url: None,
+            no_proxy: None,
+            proxy_client_pem: None,
+        }
+    }
+}
+
 impl fmt::Debug for ApiSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiSettings")

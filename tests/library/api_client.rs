@@ -96,27 +96,7 @@ impl Server {
     }
 
     fn settings(&self) -> ApiSettings {
-        ApiSettings {
-            tenant: TENANT.parse().unwrap(),
-            api_url: self.url.clone(),
-            graph_url: self.url.clone(),
-            cloud: m365_audit::config::Cloud::Enterprise,
-            authority_url: self.url.clone(),
-            audience: "https://manage.office.com".into(),
-            token_endpoint: EndpointVersion::V2,
-            client_id: "22222222-2222-3333-4444-555555555555".into(),
-            credential: Credential::Secret(SecretText::from(SECRET)),
-            publisher_identifier: TENANT.into(),
-            max_requests_per_minute: 0,
-            connect_timeout: Duration::from_secs(120),
-            read_timeout: Duration::from_secs(120),
-            ca_pem: None,
-            proxy_url: None,
-            no_proxy: None,
-            proxy_client_pem: None,
-            assertion_audience: None,
-            secret_expires: None,
-        }
+        ApiSettings::at(&self.url, TENANT.parse().unwrap(), Credential::Secret(SecretText::from(SECRET)))
     }
 
     fn client(&self) -> (ApiClient, TestClock) {
@@ -305,7 +285,7 @@ async fn the_next_page_is_found_under_both_names_in_any_case_even_on_an_empty_pa
         let first = client.list_content(ContentType::General, window(), None).await.unwrap();
         assert!(first.blobs.is_empty());
         let second = client.list_content(ContentType::General, window(), first.next.as_ref()).await.unwrap();
-        assert_eq!((second.blobs.len(), second.next), (1, None));
+        assert_eq!((second.blobs.len(), second.next), (1, None), "{name}");
         assert_eq!(
             server.api_lines()[1],
             format!(

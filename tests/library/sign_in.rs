@@ -56,27 +56,8 @@ impl Bench {
     fn settings(&self, credential: Credential) -> ApiSettings {
         let config = SimConfig::default();
         let url = Url::parse(&self.sim.url()).unwrap();
-        ApiSettings {
-            tenant: config.tenants[0].clone(),
-            api_url: url.clone(),
-            graph_url: url.clone(),
-            cloud: m365_audit::config::Cloud::Enterprise,
-            authority_url: url,
-            audience: "https://manage.office.com".into(),
-            token_endpoint: EndpointVersion::V2,
-            client_id: config.client_id,
-            credential,
-            assertion_audience: None,
-            secret_expires: None,
-            publisher_identifier: config.tenants[0].to_string(),
-            max_requests_per_minute: 0,
-            connect_timeout: Duration::from_secs(120),
-            read_timeout: Duration::from_secs(120),
-            ca_pem: None,
-            proxy_url: None,
-            no_proxy: None,
-            proxy_client_pem: None,
-        }
+        let client_id = config.client_id;
+        ApiSettings { client_id, ..ApiSettings::at(&url, config.tenants[0].clone(), credential) }
     }
 
     fn client(&self, credential: Credential) -> ApiClient {

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::SignedDuration;
@@ -15,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::turn;
 use crate::api::{ApiClient, ApiSettings};
-use crate::auth::{Credential, EndpointVersion};
+use crate::auth::Credential;
 use crate::checkpoint::format::Keys;
 use crate::checkpoint::held::{HeldPage, HeldRecord};
 use crate::checkpoint::ledger::{Change, Ledger, LedgerSettings, OnDurable, ServerTimeSource};
@@ -162,27 +161,7 @@ impl Host for Agent {
 /// Never called.
 static API: LazyLock<ApiClient> = LazyLock::new(|| {
     let nowhere: url::Url = "http://127.0.0.1:9/".parse().unwrap();
-    let settings = ApiSettings {
-        tenant: tenant(),
-        api_url: nowhere.clone(),
-        graph_url: nowhere.clone(),
-        cloud: crate::config::Cloud::Enterprise,
-        authority_url: nowhere,
-        audience: String::new(),
-        token_endpoint: EndpointVersion::V2,
-        client_id: String::new(),
-        credential: Credential::SecretFile("/dev/null".into()),
-        assertion_audience: None,
-        secret_expires: None,
-        publisher_identifier: String::new(),
-        max_requests_per_minute: 0,
-        connect_timeout: Duration::from_secs(1),
-        read_timeout: Duration::from_secs(1),
-        ca_pem: None,
-        proxy_url: None,
-        no_proxy: None,
-        proxy_client_pem: None,
-    };
+    let settings = ApiSettings::at(&nowhere, tenant(), Credential::SecretFile("/dev/null".into()));
     ApiClient::new(settings, Arc::new(TestClock::at(hour(0)))).unwrap()
 });
 
