@@ -30,10 +30,10 @@ use super::job::{FetchOutcome, Job, Patience};
 use super::listing::NULL_LISTINGS_MAX;
 use super::opening::open_ledger;
 use super::parts::TenantParts;
+use super::pauses::{BACKFILL, BACKFILL_ATTEMPTS_MAX};
 use super::server_time::ServerTime;
 use super::subscription::{Restart, Subscriptions};
 use crate::api::{Action, ApiError, ContentPage, PageLink};
-use crate::backoff::Backoff;
 use crate::checkpoint::format::{self, FORMAT, Keys, StoredBackfill};
 use crate::checkpoint::key::Key;
 use crate::checkpoint::ledger::{Change, OpenedLedger};
@@ -44,9 +44,6 @@ use crate::plan;
 
 /// Blobs fetched at once: enough to use half the quota at a second's latency.
 const BLOBS_AT_ONCE: usize = 16;
-/// After this many failures, a listing or blob is left for the next back-fill.
-const ATTEMPTS_MAX: u32 = 10;
-const RETRY: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(20));
 /// A back-fill starts a subscription at most this often; one that is then off again is left.
 const STARTS_MAX: u32 = 3;
 /// Pages followed in one window before it is listed in halves.
@@ -480,14 +477,14 @@ impl<'a> BackfillWork<'a> {
                 ListingStep::Failed(why) => why,
             };
             reading.failures += 1;
-            if reading.failures >= ATTEMPTS_MAX {
+            if reading.failures >= BACKFILL_ATTEMPTS_MAX {
                 let Window { start, end } = reading.window;
                 self.give_up(id, format!("cannot list `{content_type}` from {start} to {end}: {why}"));
                 return Ok(());
             }
             (reading.page, reading.pages) = (None, 0);
             reading.visited.clear();
-            self.pause(RETRY.after(reading.failures)).await?;
+            self.pause(BACKFILL.after(reading.failures)).await?;
         }
     }
 
@@ -500,7 +497,7 @@ impl<'a> BackfillWork<'a> {
         if listed.null && reading.nulls < NULL_LISTINGS_MAX {
             reading.nulls += 1;
             self.context.count_empty(content_type, "list_content");
-            self.pause(RETRY.after(reading.nulls)).await?;
+            self.pause(BACKFILL.after(reading.nulls)).await?;
             return Ok(ListingStep::Further);
         }
         if !listed.blobs.is_empty() {
@@ -550,7 +547,7 @@ impl<'a> BackfillWork<'a> {
                 Refused::Again => return Ok(ListingStep::Failed(error.to_string())),
                 Refused::Wait => {
                     reading.throttled += 1;
-                    let pause = RETRY.after(reading.throttled);
+                    let pause = BACKFILL.after(reading.throttled);
                     self.pause(pause.max(error.not_before().unwrap_or_default())).await?;
                     return Ok(ListingStep::Further);
                 }
@@ -824,13 +821,13 @@ pub(super) async fn settle(context: FetchContext, blob: BlobRef) -> Result<(), S
             }
             FetchOutcome::Failed { why, damaged, .. } => {
                 job.note_failure(damaged);
-                if job.failures >= ATTEMPTS_MAX {
+                if job.failures >= BACKFILL_ATTEMPTS_MAX {
                     return Err(SettleFailure::Left(format!(
                         "blob `{}` of `{}`: {why}",
                         job.blob.id, job.blob.content_type
                     )));
                 }
-                RETRY.after(job.failures)
+                BACKFILL.after(job.failures)
             }
         };
         tokio::select! {

@@ -25,13 +25,13 @@ use super::health::{Component, HealthReporter, Level};
 use super::hold::{self, Hold};
 use super::job::{FetchOutcome, Job, Patience};
 use super::listing::ListerReport;
+use super::pauses::{self, ONCE_ATTEMPTS_MAX};
 use super::reading::TenantTurn;
-use super::report::{Left, LeftKind, ONCE_ATTEMPTS_MAX, Report};
+use super::report::{Left, LeftKind, Report};
 use super::server_time::ServerTime;
 use super::stream::{Stream, Unlistable, Unwritten};
 use super::welcome::Welcome;
 use crate::api::{Action as Advice, ApiError};
-use crate::backoff::Backoff;
 use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::format::Position;
 use crate::checkpoint::key::Key;
@@ -51,10 +51,6 @@ const TICK: Duration = Duration::from_secs(15);
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// Positions are written at most this often while blobs settle.
 const POSITION_EVERY: Duration = Duration::from_secs(1);
-/// Pause before a blob that could not be read is requested again.
-const BLOB_AGAIN: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(300));
-/// The same in a single pass, whose end a person or script waits for.
-const BLOB_AGAIN_ONCE: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(10));
 /// After "Content does not exist", "expired" or 404, a blob is requested again no sooner than this.
 const SLOW_DELAY_MIN: Duration = Duration::from_secs(60);
 /// When a blob expires within this time, its body is delivered even if it is damaged.
@@ -704,7 +700,7 @@ impl Decisions {
         // The next attempt first writes the blob to the state, so that it outlives the listing it was found in.
         job.track_first = !job.tracked;
         job.tracked = true;
-        let delay = if once { BLOB_AGAIN_ONCE } else { BLOB_AGAIN }.after(job.failures);
+        let delay = if once { pauses::BLOB_ONCE } else { pauses::BLOB }.after(job.failures);
         let slow =
             !once && matches!(advice, Some(Advice::RetryBlobSlowly | Advice::SlowRetryTenant | Advice::ParkType));
         let named = error.as_ref().and_then(|error| error.not_before()).unwrap_or_default();

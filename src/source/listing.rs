@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::{FaultKind, fault_kind};
 use super::health::{Component, HealthReporter, Level};
-use super::report::{Left, LeftKind, ONCE_ATTEMPTS_MAX};
+use super::pauses::{self, LISTING_MAX, ONCE_ATTEMPTS_MAX};
+use super::report::{Left, LeftKind};
 use super::server_time::ServerTime;
 use super::subscription::{Restart, Subscriptions};
 use crate::api::{Action, ApiClient, ApiError, ErrorKind, PageLink};
-use crate::backoff::Backoff;
 use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::key::Key;
 use crate::clock::Clock;
@@ -32,14 +32,10 @@ const PAGES_MAX: u32 = 1000;
 /// After this many `null` answers, a page counts as empty. Later polls (over the next hours, the day and the week) list
 /// each window again, so blobs it may have hidden are still found.
 pub const NULL_LISTINGS_MAX: u32 = 5;
-const DELAY_MAX: Duration = Duration::from_secs(60);
-const RETRY: Backoff = Backoff::between(Duration::from_secs(1), DELAY_MAX);
 /// Failures of one window in a row before health reports them.
 const FAILURES_BEFORE_TROUBLE: u32 = 3;
 /// A type that lacks its permission is tried again this often.
 const PARKED_DELAY: Duration = Duration::from_secs(15 * 60);
-/// The same with `--once`, whose end somebody waits for.
-const RETRY_ONCE: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(10));
 
 /// A report of a lister to the tenant's loop.
 #[derive(Debug)]
@@ -530,7 +526,7 @@ impl Lister {
     }
 
     fn delay(&self, failures: u32) -> Duration {
-        if self.settings.once { RETRY_ONCE } else { RETRY }.after(failures)
+        if self.settings.once { pauses::LISTING_ONCE } else { pauses::LISTING }.after(failures)
     }
 
     async fn page_failed(
@@ -638,7 +634,7 @@ impl Lister {
         }
         let pause = if matches!(error.action(), Action::ParkType) { PARKED_DELAY } else { self.settings.poll_interval };
         cursor.restart();
-        cursor.not_before = self.clock.monotonic() + pause.max(DELAY_MAX);
+        cursor.not_before = self.clock.monotonic() + pause.max(LISTING_MAX);
         // The whole stream is parked: its other windows would get the same refusal.
         for other in queues.fresh.iter_mut().chain(&mut queues.backlog) {
             other.not_before = other.not_before.max(cursor.not_before);
@@ -722,7 +718,7 @@ impl Lister {
                     let left = self.complain(&error);
                     if left.is_none() {
                         let parked = matches!(error.action(), Action::ParkType);
-                        let pause = if parked { PARKED_DELAY } else { self.settings.poll_interval.max(DELAY_MAX) };
+                        let pause = if parked { PARKED_DELAY } else { self.settings.poll_interval.max(LISTING_MAX) };
                         self.sleep(pause).await?;
                         continue;
                     }

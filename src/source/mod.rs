@@ -32,6 +32,7 @@ pub mod job;
 pub mod listing;
 mod opening;
 pub mod parts;
+mod pauses;
 mod reading;
 pub mod release;
 pub mod report;

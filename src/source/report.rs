@@ -1,8 +1,5 @@
 //! The work that a run left undone, and why. A single pass reports it at its end.
 
-/// With `--once`, a page or a blob that failed this often is left.
-pub const ONCE_ATTEMPTS_MAX: u32 = 10;
-
 /// Why a `--once` pass did not read everything of a stream.
 #[derive(Debug, Clone)]
 #[non_exhaustive]

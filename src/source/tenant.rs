@@ -22,22 +22,18 @@ use super::health::{Component, HealthReporter, Level};
 use super::listing::{Lister, ListerReport, ListerSettings};
 use super::opening::open_ledger;
 use super::parts::TenantParts;
+use super::pauses::{self, ONCE_ATTEMPTS_MAX};
 use super::reading::TenantTurn;
 use super::release;
-use super::report::{ONCE_ATTEMPTS_MAX, Report};
+use super::report::Report;
 use super::subscription::Subscriptions;
 use super::tasks::Tasks;
 use crate::api::Action as Advice;
-use crate::backoff::Backoff;
 use crate::checkpoint::ledger::{Change, LedgerHandle, OpenedLedger};
 use crate::checkpoint::server_clock::ServerClock;
 use crate::host::StateError;
 use crate::model::{Actionable, BlobRef, ContentType};
 
-/// The pause between two requests for the list of subscriptions.
-const ASK_AGAIN: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(60));
-/// The same for a single pass, whose end somebody waits for.
-const ASK_AGAIN_ONCE: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(10));
 /// A stop waits this long for what is in flight.
 const STOP_GRACE: Duration = Duration::from_secs(8);
 
@@ -155,7 +151,7 @@ async fn subscriptions_on(
         let pause = if slow {
             parts.poll_interval.max(Duration::from_secs(60))
         } else {
-            if parts.once { ASK_AGAIN_ONCE } else { ASK_AGAIN }.after(failures)
+            if parts.once { pauses::SUBSCRIPTIONS_ONCE } else { pauses::SUBSCRIPTIONS }.after(failures)
         };
         tokio::select! {
             () = parts.clock.sleep(pause) => {}

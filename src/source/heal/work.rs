@@ -22,6 +22,7 @@ use crate::normalise::HealedNotice;
 use crate::severity::Severity;
 
 use super::super::context::{NotNoticed, deliver_notice};
+use super::super::pauses::GRAPH;
 
 /// Searches that a tenant may submit in 24 hours: the lowest limit reported for Microsoft.
 pub(super) const SUBMISSIONS_MAX: usize = 200;
@@ -31,8 +32,6 @@ const SUBMISSIONS_OVER: SignedDuration = SignedDuration::from_secs(24 * 3600 + 6
 const UNDER_WAY_MAX: usize = 8;
 /// The pause between two polls of a search.
 const LOOK: Backoff = Backoff::between(Duration::from_secs(2), Duration::from_secs(30)).exactly();
-/// The pause before the next request after a fault.
-const TROUBLE: Backoff = Backoff::between(Duration::from_secs(2), Duration::from_secs(300));
 /// The pause before a window whose search failed is searched again.
 const AGAIN: Backoff = Backoff::between(Duration::from_secs(5), Duration::from_secs(600));
 /// The same after a refusal that only an operator can fix.
@@ -233,7 +232,7 @@ impl Healer {
         tracing::debug!(tenant = %self.context.tenant, "{}: {error}", error.slug());
         let now = self.context.clock.monotonic();
         let is_waited_for = slot == JobKind::Asked || self.working.is_waited_for;
-        let pause = TROUBLE.after(self.working.troubles).max(error.not_before().unwrap_or_default());
+        let pause = GRAPH.after(self.working.troubles).max(error.not_before().unwrap_or_default());
         match error.fault() {
             GraphFault::Denied => {
                 self.working.hold_until = now + if slot == JobKind::Gaps { DENIED_PAUSE } else { Duration::ZERO };
