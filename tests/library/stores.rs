@@ -393,8 +393,11 @@ async fn a_writer_whose_answer_is_lost_and_with_it_the_tenant_is_told() {
 /// from there. Were revisions counted, the first owner's next would fit.
 #[tokio::test]
 async fn no_revision_is_given_out_again_after_a_store_lost_commits() {
-    for Subject { name, store, _dir } in stores().await {
+    for (Subject { name, store, _dir }, restored) in stores().await.into_iter().zip(stores().await) {
         let before = store.commit(vec![put("owner", "first", Expected::Absent)]).await.unwrap();
+        // What was restored from a backup of the empty store.
+        let other = restored.store.commit(vec![put("owner", "second", Expected::Absent)]).await.unwrap();
+        assert_ne!(other, before, "{name} counts: draw revisions at random, `Revision::draw`");
         let lost = store.commit(vec![put("owner", "first", Expected::At(before))]).await.unwrap();
         store.commit(vec![delete("owner", Expected::At(lost))]).await.unwrap();
         store.commit(vec![put("owner", "second", Expected::Absent)]).await.unwrap();
