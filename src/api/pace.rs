@@ -9,14 +9,21 @@
 //!   once; once they are used up, calls are spaced evenly.
 //! - A wait that Microsoft names (`Retry-After`, or in the message) delays every call of the tenant.
 //! - After any other refusal, one call is sent alone. If it, or one sent since, is granted, the refusal was a stray and
-//!   the rate stays. If it is also refused, calls pause: 1 s, doubling to 60 s, with jitter; one call ends each pause.
-//! - Three refusals without a grant between them mean that the quota is used up: the rate becomes 97 % of the grants of
-//!   the minute before. If less than a minute was observed, the rate is a guess, which the next grants correct and
-//!   which doubles every 10 s without a refusal.
+//!   the rate stays. If it is also refused, calls pause: 1 s (4 s after eight refusals without a grant), doubling to
+//!   60 s, with jitter; one call ends each pause.
+//! - Four refusals without a grant between them mean that the quota is used up, and so do five within 5 s if fewer
+//!   calls were granted: the rate becomes 97 % of the grants of the minute before. If less than a minute was
+//!   observed, the rate is a guess: the grants up to then are taken for those of a minute. The next grants correct
+//!   it, and it doubles every 30 s without a refusal.
+//! - Below 300 grants a minute a pause costs nothing, and what was granted before a refusal may be what a bucket
+//!   saved up. There the grants after the refusal alone correct a guess, and no quota is taken to be above the rate
+//!   that used it up. At any lowered rate the call after the one that ends a pause waits its turn.
 //! - Refusals scattered among grants, over 8 % of a minute, lead to a trial with a lower rate: if as many calls are
 //!   granted as before, the old rate was too high; if fewer, the refusals are strays, and the old rate returns. A
 //!   lowered rate leads to a trial with a higher one after 4 to 8 minutes: if more is granted, the next trial comes
-//!   after a minute and takes a larger step.
+//!   after a minute and takes a larger step. The trial ends once over a tenth of its calls was refused; below 300
+//!   calls a minute two refusals suffice (three, if the minute before had any). If two were refused there, 97 % of
+//!   the old rate returns: a bucket's savings may have passed the trials before.
 //! - In a cluster a tenant goes from one process to another, and nobody knows what the former one asked for last: the new
 //!   one takes it that all was used, and has a twentieth of it in its first minute.
 //! - A content type that is refused while others are granted waits by itself, and so does a blob.

@@ -32,11 +32,19 @@ const CREDIT: f64 = 0.25;
 const BURST_MAX: f64 = 10.0;
 /// This many refusals without a grant between them mean that the quota is used up. Where strays are common, it is the
 /// number that occurs by chance in one of a million cases.
-const RUN_OF_QUOTA: f64 = 3.0;
+const RUN_OF_QUOTA: f64 = 4.0;
 const RUN_BY_CHANCE: f64 = 1e-6;
+/// After so many refusals without a grant between them the first pause is four times as long.
+const RUN_LONG: u32 = 8;
+const STEP_OF_LONG_RUN: u32 = 2;
+/// The quota is used up as well if more than half of the answers of so long were refusals, and that many: a bucket
+/// refills meanwhile and grants some of the calls under way, so that no run of refusals is long.
+const FLOOD: Duration = Duration::from_secs(5);
+const FLOOD_MIN: u32 = 5;
 /// With this many grants in the last minute, a refusal may be a stray.
 const GRANTS_OF_STRAY: f64 = 8.0;
-/// At a lowered rate of at most this many calls a minute, a pause costs nothing.
+/// At a lowered rate of at most this many calls a minute, a pause costs nothing. With fewer grants in the minute
+/// before a refusal, those after it alone count as quota: a bucket may have saved up the ones before.
 const SLOW: f64 = 300.0;
 /// This many grants in a row halve the next pause.
 const GRANTS_TO_CALM: u32 = 2;
@@ -46,8 +54,9 @@ const REFUSED_SHARE: f64 = 0.08;
 const REFUSED_SHARE_LOWERED: f64 = 0.06;
 /// Fewer refusals in a minute prove nothing.
 const REFUSED_MIN: f64 = 3.0;
-/// A guessed pace is doubled this often.
-const DOUBLE_EVERY: Duration = Duration::from_secs(10);
+/// A guessed rate is doubled this often; and this often if there was no grant to guess from.
+const DOUBLE_EVERY: Duration = Duration::from_secs(30);
+const DOUBLE_BLIND_EVERY: Duration = Duration::from_secs(10);
 /// The factor of the first trial with a higher rate; its excess doubles after each success.
 const FASTER: f64 = 1.05;
 const FASTER_MAX: f64 = 2.0;
@@ -95,6 +104,8 @@ struct Bucket {
     sent: u32,
     granted: u32,
     refused: u32,
+    /// The length of the pauses that ended in it.
+    paused_ms: u32,
 }
 
 impl Bucket {
@@ -122,6 +133,7 @@ impl RateWindow {
             self.all.sent -= gone.sent;
             self.all.granted -= gone.granted;
             self.all.refused -= gone.refused;
+            self.all.paused_ms -= gone.paused_ms;
         }
         if self.buckets.len() < 16 && self.buckets.capacity() > 64 {
             self.buckets.shrink_to(16);
@@ -156,6 +168,19 @@ impl RateWindow {
 
     fn granted(&mut self, now: Duration) -> f64 {
         self.about(now, |bucket| bucket.granted)
+    }
+
+    /// The share of the last minute that was spent in pauses.
+    fn paused(&self) -> f64 {
+        (f64::from(self.all.paused_ms) / MINUTE.as_millis() as f64).min(1.0)
+    }
+
+    /// Whether most answers of the last seconds were refusals.
+    fn is_flooded(&self, now: Duration) -> bool {
+        let since = Bucket::index_at(now.saturating_sub(FLOOD));
+        let last = self.buckets.iter().rev().take_while(|bucket| bucket.index >= since);
+        let (granted, refused) = last.fold((0, 0), |sum, bucket| (sum.0 + bucket.granted, sum.1 + bucket.refused));
+        refused >= FLOOD_MIN && refused > granted
     }
 
     fn first(&self, of: impl Fn(&Bucket) -> u32) -> Option<Duration> {
@@ -200,6 +225,17 @@ struct PaceLane {
     probe: Option<u64>,
 }
 
+/// The limit is a guess.
+#[derive(Debug, Clone, Copy)]
+struct Guess {
+    since: Duration,
+    /// The grants up to then.
+    granted: u64,
+    double_every: Duration,
+    /// The limit before it was doubled, at which nothing was refused.
+    held: f64,
+}
+
 /// A change of the rate for a minute, which shows whether the grants follow the calls.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Trial {
@@ -209,6 +245,8 @@ enum Trial {
         limit: f64,
         granted: f64,
         before: (u64, u64),
+        /// More refusals end it early.
+        refused_most: f64,
     },
     /// Slower: is as much granted as before?
     Slower {
@@ -241,8 +279,8 @@ pub struct Machine {
     step: u32,
     calm: u32,
     refused_at: Option<Duration>,
-    /// The limit is a guess until a whole minute was observed: since when, and the grants up to then.
-    guess: Option<(Duration, u64)>,
+    /// The limit is a guess until a whole minute was observed.
+    guess: Option<Guess>,
     trial: Trial,
     look_at: Duration,
     trial_every: u32,
@@ -423,11 +461,14 @@ impl Machine {
         self.calm = 0;
         self.step /= 2;
         if self.is_lowered() {
-            self.due = now;
+            // This call took what was saved up in the pause.
+            self.due = now + period_of(self.limit);
+            let paused = now.saturating_sub(pause.began).min(MINUTE).as_millis() as u32;
+            self.window.count(now, |bucket| bucket.paused_ms += paused);
         }
         let by_chance = if pause.share > 0.0 { RUN_BY_CHANCE.ln() / pause.share.min(0.5).ln() } else { 0.0 };
         let was_used_up = f64::from(pause.run) >= by_chance.max(RUN_OF_QUOTA) && pause.probe == Some(slot.seq);
-        if self.ceiling > 0 && (was_used_up || self.guess.is_some()) {
+        if self.ceiling > 0 && (was_used_up || self.window.is_flooded(now) || self.guess.is_some()) {
             self.learn(now, pause);
         }
     }
@@ -526,6 +567,9 @@ impl Machine {
         pause.run += 1;
         pause.refused = pause.refused.max(slot.seq);
         if pause.probe == Some(slot.seq) {
+            if pause.run >= RUN_LONG {
+                self.step = self.step.max(STEP_OF_LONG_RUN);
+            }
             let mut wait = delay(self.step, jitter);
             // A service that counts by the minute starts again at the latest a minute after the first refusal.
             let minute_ends = (pause.began + MINUTE).saturating_sub(now);
@@ -563,34 +607,52 @@ impl Machine {
         // Used up at once and free again a minute later.
         let refilled = now.saturating_sub(pause.first_sent) + 2 * second >= MINUTE
             && now.saturating_sub(pause.began) <= MINUTE + 6 * second;
-        let (since, before) = *self.guess.get_or_insert((pause.began, self.granted_ever));
-        let guessing = now.saturating_sub(since);
-        let a_minute_of = |granted: f64, time: Duration| granted * 60.0 / time.as_secs_f64().max(1.0);
-        if covered || refilled || guessing >= MINUTE {
-            self.guess = None;
-            self.lower(now, pause.granted * MEASURED_SHARE);
-        } else if pause.began == since {
-            self.lower(now, a_minute_of(pause.granted, now.saturating_sub(pause.first_sent)));
+        let is_slow = pause.granted < SLOW;
+        let limit = if let Some(guess) = self.guess {
+            let granted = (self.granted_ever - guess.granted) as f64;
+            let guessing = now.saturating_sub(guess.since);
+            // What was used up within a minute is the quota of a minute.
+            let time = guessing.min(MINUTE).max(pause.began.saturating_sub(guess.since));
+            let a_minute = (granted * 60.0 / time.as_secs_f64().max(1.0)).max(guess.held);
+            if guessing >= MINUTE {
+                self.guess = None;
+                a_minute * MEASURED_SHARE
+            } else {
+                self.guess = Some(Guess { held: 0.0, ..guess });
+                a_minute
+            }
+        } else if covered || refilled {
+            // A rate that used the quota up is not below it, whatever savings granted.
+            let most = if is_slow { self.limit } else { f64::INFINITY };
+            pause.granted.min(most) * MEASURED_SHARE
         } else {
-            self.lower(now, a_minute_of((self.granted_ever - before) as f64, guessing));
+            let double_every = if pause.granted > 0.0 { DOUBLE_EVERY } else { DOUBLE_BLIND_EVERY };
+            self.guess = Some(Guess { since: now, granted: self.granted_ever, double_every, held: 0.0 });
+            pause.granted
+        };
+        if is_slow {
+            self.set(limit);
+        } else {
+            self.lower(now, limit);
         }
         if matches!(self.trial, Trial::Faster { .. }) {
             self.trial_failed();
         }
         self.trial = Trial::None;
         self.minutes_to_trial = self.trial_every;
-        self.look_at = now + if self.guess.is_none() { MINUTE } else { DOUBLE_EVERY };
+        self.look_at = now + self.guess.map_or(MINUTE, |guess| guess.double_every);
     }
 
     /// A trial with a higher rate ends before its minute when a tenth is refused.
     fn end_trial_early(&mut self, now: Duration) {
-        let Trial::Faster { limit, before: (granted, refused), .. } = self.trial else { return };
+        let Trial::Faster { limit, before: (granted, refused), refused_most, .. } = self.trial else { return };
         let refused = (self.refused_ever - refused) as f64;
         let answered = (self.granted_ever - granted) as f64 + refused;
-        if refused > REFUSED_MIN && refused > answered * self.strays_now(now).max(0.1) {
+        if refused > refused_most && refused > answered * self.strays_now(now).max(0.1) {
             self.trial = Trial::None;
-            self.lower(now, limit);
-            self.trial_failed();
+            self.back_to(limit, refused);
+            // By then the savings of a bucket do not count any more.
+            self.look_at = now + MINUTE;
         }
     }
 
@@ -598,6 +660,12 @@ impl Machine {
     fn strays_now(&self, now: Duration) -> f64 {
         let (share, until) = self.strays;
         if now < until { share * 1.3 } else { 0.0 }
+    }
+
+    /// After a trial with so many refusals. The trial before it may have succeeded by the savings of a bucket.
+    fn back_to(&mut self, limit: f64, refused: f64) {
+        self.set(if limit < SLOW && refused > 1.0 { limit * MEASURED_SHARE } else { limit });
+        self.trial_failed();
     }
 
     fn trial_failed(&mut self) {
@@ -609,7 +677,11 @@ impl Machine {
     /// Sets the limit, never below what the last minute granted (a measured quota's share of it) nor above the ceiling.
     fn lower(&mut self, now: Duration, limit: f64) {
         let granted = self.window.granted(now) * MEASURED_SHARE;
-        self.limit = limit.max(granted).max(LIMIT_MIN).min(f64::from(self.ceiling));
+        self.set(limit.max(granted));
+    }
+
+    fn set(&mut self, limit: f64) {
+        self.limit = limit.max(LIMIT_MIN).min(f64::from(self.ceiling));
     }
 
     /// Compares the rate with the grants, once a minute. A guess is checked more often.
@@ -617,8 +689,9 @@ impl Machine {
         if now < self.look_at || self.pause.is_some() || self.granted_ever == 0 {
             return;
         }
-        if self.guess.is_some() {
-            self.look_at = now + DOUBLE_EVERY;
+        if let Some(guess) = self.guess {
+            self.look_at = now + guess.double_every;
+            self.guess = Some(Guess { held: self.limit, ..guess });
             self.lower(now, self.limit * 2.0);
             if !self.is_lowered() {
                 self.guess = None;
@@ -627,16 +700,15 @@ impl Machine {
         }
         self.look_at = now + MINUTE;
         let granted = self.window.granted(now);
-        let is_used = f64::from(self.window.sent(now)) >= self.limit * 0.85;
+        let is_used = f64::from(self.window.sent(now)) >= self.limit * (0.85 - self.window.paused());
         let trial = if is_used { std::mem::replace(&mut self.trial, Trial::None) } else { self.trial };
         match trial {
-            Trial::Faster { limit, granted: before, .. } if is_used => {
+            Trial::Faster { limit, granted: before, before: (_, refused), .. } if is_used => {
                 if granted >= before + (self.limit - limit) / 2.0 {
                     self.faster = (2.0 * self.faster - 1.0).min(FASTER_MAX);
                     (self.trial_every, self.minutes_to_trial) = (TRIAL_EVERY, 1);
                 } else {
-                    self.lower(now, limit);
-                    self.trial_failed();
+                    self.back_to(limit, (self.refused_ever - refused) as f64);
                 }
             }
             Trial::Slower { limit, granted: before, share } if is_used => {
@@ -670,8 +742,10 @@ impl Machine {
         } else if self.is_lowered() && is_used {
             self.minutes_to_trial = self.minutes_to_trial.saturating_sub(1);
             if self.minutes_to_trial == 0 {
-                self.trial =
-                    Trial::Faster { limit: self.limit, granted, before: (self.granted_ever, self.refused_ever) };
+                let before = (self.granted_ever, self.refused_ever);
+                // Strays of the minute before are met in the trial as well.
+                let refused_most = if self.limit < SLOW { 1.0 + refused.min(1.0) } else { REFUSED_MIN };
+                self.trial = Trial::Faster { limit: self.limit, granted, before, refused_most };
                 self.lower(now, self.limit * self.faster + 1.0);
             }
         } else if self.is_lowered() && self.refused_at.is_none_or(|at| now >= at + FORGET_AFTER) {

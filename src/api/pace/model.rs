@@ -323,27 +323,45 @@ fn strays_that_name_a_second_leave_the_quota_in_use() {
     }
 }
 
+const LATENCIES: [f64; 4] = [0.02, 0.1, 0.3, 2.0];
+
 #[test]
 fn a_quota_a_fiftieth_of_the_configured_one_is_found_with_few_refusals() {
-    // Measured over 24 seeds: at most 3.4 %, 4.9 %, 2.0 % and (whose savings count as quota) 9.5 %.
-    for (counts, most) in [
-        (Counts::Sliding(40), 0.05),
-        (Counts::Fixed(40), 0.06),
-        (Counts::SlidingAll(40), 0.05),
-        (Counts::Bucket(40, 40), 0.12),
-    ] {
-        for latency in [0.1, 0.3, 2.0] {
-            for seed in 1..=4 {
+    // Measured: on average 4.8 %, 5.6 %, 4.8 % and 5.7 % in the first ten minutes, at most 3.4 %, 3.5 %, 2.3 % and 4.1 %
+    // in the hour, and at least 95 %, 95 %, 85 % and 98 % used.
+    for counts in [Counts::Sliding(40), Counts::Fixed(40), Counts::SlidingAll(40), Counts::Bucket(40, 40)] {
+        let mut begun = Vec::new();
+        for latency in LATENCIES {
+            for seed in 1..=24 {
                 let setting = Setting { counts, latency, seed, minutes: 60, ..PLAIN };
                 let outcome = run(setting);
-                let begun: u32 = outcome.minutes[..10].iter().map(|minute| minute.1).sum();
-                // A bucket gives the rest of its savings meanwhile, which count as quota.
-                let allowed = if matches!(counts, Counts::Bucket(..)) { 160 } else { 100 };
-                assert!(begun <= allowed, "{begun} refused in the first ten minutes: {setting:?}");
-                let refused = outcome.refused_share(10..60);
-                assert!(refused <= most, "{refused:.3} refused: {setting:?} {:?}", outcome.minutes);
+                begun.push(outcome.refused_share(0..10));
+                // Some 15 of them are under way when the first refusal comes back.
+                let calls: u32 = outcome.minutes[..10].iter().map(|minute| minute.1).sum();
+                assert!(calls <= 45, "{calls} refused in the first ten minutes: {setting:?} {:?}", outcome.minutes);
+                let refused = outcome.refused_share(0..60);
+                assert!(refused <= 0.045, "{refused:.3} refused: {setting:?} {:?}", outcome.minutes);
                 let used = outcome.granted(10..60) / 40.0;
-                assert!(used >= 0.7, "{used:.2} used: {setting:?} {:?}", outcome.minutes);
+                assert!(used >= 0.8, "{used:.2} used: {setting:?} {:?}", outcome.minutes);
+            }
+        }
+        let mean = begun.iter().sum::<f64>() / begun.len() as f64;
+        assert!(mean <= 0.06, "{mean:.3} refused in the first ten minutes: {counts:?}");
+    }
+}
+
+#[test]
+fn what_a_bucket_saved_up_is_not_taken_for_quota() {
+    // Measured over 24 seeds: at most 5.7 %, 8.7 % and 11.8 % in the first ten minutes, 3.3 %, 3.2 % and 3.5 % later.
+    for (saved, most) in [(10, 0.07), (40, 0.1), (80, 0.13)] {
+        for latency in LATENCIES {
+            for seed in 1..=8 {
+                let setting = Setting { counts: Counts::Bucket(40, saved), latency, seed, minutes: 60, ..PLAIN };
+                let outcome = run(setting);
+                for (minutes, most) in [(0..10, most), (10..60, 0.04)] {
+                    let refused = outcome.refused_share(minutes);
+                    assert!(refused <= most, "{refused:.3} refused: {setting:?} {:?}", outcome.minutes);
+                }
             }
         }
     }
@@ -361,7 +379,7 @@ fn lowered_quotas_are_used_however_they_are_counted() {
                 let used = outcome.granted(5..30) / f64::from(quota);
                 let refused = outcome.refused_share(10..30);
                 assert!(used >= 0.75, "{used:.2} used: {setting:?} {:?}", outcome.minutes);
-                assert!(refused <= 0.1 + strays, "{refused:.3} refused: {setting:?} {:?}", outcome.minutes);
+                assert!(refused <= 0.08 + strays, "{refused:.3} refused: {setting:?} {:?}", outcome.minutes);
             }
         }
     }
