@@ -76,16 +76,25 @@ fn kind(schema: &Value, tabs: usize) -> String {
     let values: Vec<(&str, &str)> = values.collect();
     if !values.is_empty() {
         let texts: Vec<String> = values.iter().map(|(_, what)| text(what, tabs + 2)).collect();
-        let wide =
-            values.iter().map(|(name, _)| name.len()).max().filter(|_| texts.iter().all(|text| !text.contains('\n')));
-        let line = |(name, what): (&str, &String)| {
-            let blanks = wide.unwrap_or(name.len()) - name.len();
-            format!("{indent}\t\t\"{name}\": {:blanks$}{what}\n", "")
-        };
-        let each: Vec<String> = values.iter().map(|(name, _)| *name).zip(&texts).map(line).collect();
-        add(format!("enum: {{\n{}{indent}\t}}", each.concat()));
+        // `cue fmt` lines up neighbours that stand in one line each.
+        let mut each = String::new();
+        for of_a_kind in values.iter().zip(&texts).collect::<Vec<_>>().chunk_by(|a, b| is_line(a.1) && is_line(b.1)) {
+            let wide = of_a_kind.iter().map(|((name, _), _)| name.len()).max().unwrap_or_default();
+            for ((name, _), what) in of_a_kind {
+                let blanks = wide - name.len();
+                writeln!(each, "{indent}\t\t\"{name}\": {:blanks$}{what}", "").unwrap();
+            }
+        }
+        add(format!("enum: {{\n{each}{indent}\t}}"));
+    }
+    if members.is_empty() {
+        return format!("{name}: {{}}");
     }
     format!("{name}: {{\n{members}{indent}}}")
+}
+
+fn is_line(text: &str) -> bool {
+    !text.contains('\n')
 }
 
 fn option(name: &str, schema: &Value, required: bool, tabs: usize, out: &mut String) {
@@ -124,8 +133,7 @@ fn generated() -> String {
 }
 
 /// What only Vector's side of the source has.
-const OF_VECTOR: &str = "\
-	data_dir: {
+const OF_VECTOR: &str = "	data_dir: {
 		description: \"The directory under which this source's state is kept. By default, the global `data_dir` option is used.\"
 		required:    false
 		type: string: {
