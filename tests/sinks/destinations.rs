@@ -154,7 +154,7 @@ async fn victorialogs(program: &Path) -> Server {
     Server::start(move |dir, port| {
         let mut command = Command::new(&program);
         command.arg(format!("-httpListenAddr=127.0.0.1:{port}")).arg(format!("-storageDataPath={}", dir.display()));
-        // What `docs/hosts/victorialogs.md` says.
+        // What `docs/hosts/README.md` says.
         command.args(["-retentionPeriod=100y", "-insert.maxLineSizeBytes=2MB"]);
         command
     })

@@ -36,13 +36,13 @@ const PASSWORDS: [(&str, &str); 3] =
     [("plain", "plain-s3cret"), ("scram_sha_256", "scram256-s3cret"), ("scram_sha_512", "scram512-s3cret")];
 
 /// A broker in a directory of its own, ended with the test.
-struct Broker {
+pub struct Broker {
     lib: PathBuf,
     kcat: PathBuf,
     java: PathBuf,
     dir: tempfile::TempDir,
     authority: Authority,
-    plain: u16,
+    pub plain: u16,
     sasl: u16,
     mutual: u16,
     child: Child,
@@ -57,7 +57,7 @@ impl Drop for Broker {
 
 impl Broker {
     /// `None`: something is missing, which has been reported.
-    async fn start() -> Option<Self> {
+    pub async fn start() -> Option<Self> {
         let (lib, java, kcat) = (program("kafka")?, program("java")?, program("kcat")?);
         let dir = tempfile::tempdir().unwrap();
         let (plain, sasl, mutual, controller) = (free_port(), free_port(), free_port(), free_port());
@@ -124,12 +124,12 @@ impl Broker {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    async fn start_again(&mut self) {
+    pub async fn start_again(&mut self) {
         self.child = Self::spawn(&self.lib, &self.java, self.dir.path());
         self.answers().await;
     }
@@ -139,7 +139,7 @@ impl Broker {
         command.arg("-b").arg(format!("127.0.0.1:{}", self.plain)).args(arguments).output().unwrap()
     }
 
-    async fn create_topic(&self, more: &[(&str, &str)]) {
+    pub async fn create_topic(&self, more: &[(&str, &str)]) {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", format!("127.0.0.1:{}", self.plain));
         let admin: AdminClient<DefaultClientContext> = config.create().unwrap();
@@ -151,14 +151,14 @@ impl Broker {
     }
 
     /// Of each message of the topic what `format` says, as kcat has it.
-    fn messages(&self, format: &str) -> String {
+    pub fn messages(&self, format: &str) -> String {
         let output = self.kcat(&["-t", TOPIC, "-C", "-e", "-q", "-f", &format!("{format}\\n")]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// How often each key, which is the event's id, is in the topic.
-    fn counted(&self) -> BTreeMap<String, usize> {
+    pub fn counted(&self) -> BTreeMap<String, usize> {
         let mut counted = BTreeMap::new();
         for key in self.messages("%k").lines() {
             *counted.entry(key.to_owned()).or_insert(0) += 1;
@@ -171,7 +171,7 @@ impl Broker {
     }
 
     /// A host with the sink alone.
-    fn host(&self, table: &str) -> EmbeddedHost {
+    pub fn host(&self, table: &str) -> EmbeddedHost {
         let clock: Arc<dyn Clock> = SystemClock::new();
         let spec = SinkSpec {
             name: "out".into(),
@@ -183,14 +183,14 @@ impl Broker {
     }
 }
 
-fn line(id: &str, bytes: usize) -> String {
+pub fn line(id: &str, bytes: usize) -> String {
     // Not to be compressed away.
     let mut random = fastrand::Rng::with_seed(id.len() as u64 + bytes as u64);
     let text: String = (0..bytes).map(|_| random.alphanumeric()).collect();
     format!(r#"{{"event_id":"{id}","text":"{text}"}}"#)
 }
 
-fn batch_of(lines: &[String]) -> Batch {
+pub fn batch_of(lines: &[String]) -> Batch {
     batch(&lines.iter().map(String::as_str).collect::<Vec<_>>())
 }
 

@@ -27,3 +27,4 @@ mod tls;
 mod transport;
 mod truth;
 mod vector;
+mod vector_routes;

@@ -17,7 +17,7 @@ use crate::destinations::{FluentBit, PATIENCE, Server};
 use crate::recipes::blocks;
 use crate::truth::{FastClock, assert_nothing_lost, compare, pass_in, tenant};
 
-async fn nats(program: &Path) -> Server {
+pub async fn nats(program: &Path) -> Server {
     let program = program.to_owned();
     let server = Server::start(move |dir, port| {
         // What the recipe says: a message is a chunk of Fluent Bit's.
@@ -93,17 +93,19 @@ impl Client {
     }
 }
 
-/// The records of every message of the stream: Fluent Bit makes an array of a chunk, each record with its time before it.
-fn stored(server: &Server) -> Vec<Value> {
+/// Every message of the stream.
+pub fn messages(server: &Server) -> Vec<Value> {
     let mut client = Client::connect(server);
     let info: Value = serde_json::from_slice(&client.ask("$JS.API.STREAM.INFO.M365", &json!({}))).unwrap();
-    let mut records = Vec::new();
-    for seq in 1..=info["state"]["last_seq"].as_u64().unwrap() {
-        let message = client.ask("$JS.API.DIRECT.GET.M365", &json!({ "seq": seq }));
-        let chunk: Vec<(f64, Value)> = serde_json::from_slice(&message).unwrap();
-        records.extend(chunk.into_iter().map(|(_, record)| record));
-    }
-    records
+    let mut message = |seq| client.ask("$JS.API.DIRECT.GET.M365", &json!({ "seq": seq }));
+    let last = info["state"]["last_seq"].as_u64().unwrap();
+    (1..=last).map(|seq| serde_json::from_slice(&message(seq)).unwrap()).collect()
+}
+
+/// The records of every message: Fluent Bit makes an array of a chunk, each record with its time before it.
+fn stored(server: &Server) -> Vec<Value> {
+    let chunks = messages(server).into_iter().map(|chunk| serde_json::from_value::<Vec<(f64, Value)>>(chunk).unwrap());
+    chunks.flatten().map(|(_, record)| record).collect()
 }
 
 fn fluent_bit(program: PathBuf, server: &Server) -> FluentBit {

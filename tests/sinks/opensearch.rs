@@ -22,13 +22,19 @@ use crate::destinations::{FluentBit, PATIENCE, Server};
 use crate::truth::{FastClock, pass_of, tenant};
 
 const STREAM: &str = "logs-m365.audit-default";
-const JSON: &str = "application/json";
+pub const JSON: &str = "application/json";
 
 /// How long an index takes nothing.
-const AWAY: Duration = Duration::from_secs(60);
+pub const AWAY: Duration = Duration::from_secs(60);
 
 /// A node with the templates and the data stream, made by the lines of `docs/hosts/elastic.md`.
 async fn opensearch(home: &Path) -> Server {
+    let server = node(home).await;
+    assert_eq!(load(&server, "elastic.md").await, 4, "two component templates, the index template, the data stream");
+    server
+}
+
+pub async fn node(home: &Path) -> Server {
     let home = home.to_owned();
     let server = Server::start(move |dir, port| {
         fs::create_dir_all(dir.join("config")).unwrap();
@@ -40,7 +46,13 @@ async fn opensearch(home: &Path) -> Server {
     .await;
     let patient = json!({"persistent": {"indices.mapping.dynamic_timeout": "10m"}}).to_string();
     server.ask(Method::PUT, "/_cluster/settings", JSON, patient).await;
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hosts/elastic.md")).unwrap();
+    server
+}
+
+/// Loads what the lines of a page of `docs/hosts/` load; how many there are.
+pub async fn load(server: &Server, page: &str) -> usize {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hosts").join(page);
+    let page = fs::read_to_string(page).unwrap();
     let mut puts = 0;
     for line in page.lines().filter_map(|line| line.strip_prefix("curl -fX PUT ")) {
         let url = line.rsplit(' ').next().unwrap();
@@ -51,8 +63,7 @@ async fn opensearch(home: &Path) -> Server {
         assert_eq!(answer["acknowledged"], true, "{line}: {answer}");
         puts += 1;
     }
-    assert_eq!(puts, 4, "two component templates, the index template, the data stream");
-    server
+    puts
 }
 
 /// What `_bulk` answered for each document, by status.

@@ -11,12 +11,17 @@ use test_support::program;
 
 /// The blocks of one language, and the heading each stands under.
 pub fn blocks(language: &str) -> Vec<(String, String)> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hosts/recipes.md");
+    blocks_of("recipes.md", language)
+}
+
+/// The same, of another page of `docs/hosts/`. A heading is one of any depth.
+pub fn blocks_of(page: &str, language: &str) -> Vec<(String, String)> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hosts").join(page);
     let page = fs::read_to_string(page).unwrap();
     let (mut blocks, mut heading, mut block) = (Vec::new(), String::new(), None::<String>);
     for line in page.lines() {
         match &mut block {
-            None if line.starts_with("## ") => line[3..].clone_into(&mut heading),
+            None if line.starts_with("##") => line.trim_start_matches('#').trim().clone_into(&mut heading),
             None if line.strip_prefix("```") == Some(language) => block = Some(String::new()),
             None => {}
             Some(_) if line == "```" => blocks.extend(block.take().map(|block| (heading.clone(), block))),

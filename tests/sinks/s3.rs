@@ -26,13 +26,13 @@ use crate::truth::{FastClock, assert_nothing_lost, compare, pass_in, tenant};
 
 /// Between Fluent Bit and moto: hands on what comes, and keeps each object that moto has answered for.
 #[derive(Clone)]
-struct Store {
+pub struct Store {
     moto: String,
     objects: Arc<Mutex<BTreeMap<String, Bytes>>>,
 }
 
 impl Store {
-    async fn listen(moto: &Server) -> (Self, u16) {
+    pub async fn listen(moto: &Server) -> (Self, u16) {
         let store = Self { moto: moto.url.clone(), objects: Arc::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -43,7 +43,7 @@ impl Store {
     }
 
     /// The records of all objects.
-    fn records(&self) -> Vec<Value> {
+    pub fn records(&self) -> Vec<Value> {
         let objects = self.objects.lock().unwrap();
         let mut records = Vec::new();
         for (key, body) in objects.iter() {
@@ -56,7 +56,7 @@ impl Store {
         records
     }
 
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.objects.lock().unwrap().len()
     }
 }
@@ -80,7 +80,7 @@ async fn hand_on(State(store): State<Store>, request: Request) -> Response {
     response
 }
 
-async fn moto(program: &Path) -> Server {
+pub async fn moto(program: &Path) -> Server {
     let program = program.to_owned();
     let server = Server::start(move |_, port| {
         let mut command = Command::new(&program);
@@ -93,7 +93,7 @@ async fn moto(program: &Path) -> Server {
 }
 
 /// It has forgotten its buckets when it was killed.
-async fn make_bucket(server: &Server) {
+pub async fn make_bucket(server: &Server) {
     server.ask(Method::PUT, "/audit-archive", "application/xml", "").await;
 }
 
