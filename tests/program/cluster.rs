@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use m365_audit::clock::SystemClock;
-use m365_audit::model::{ContentType, TenantId};
+use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::sim::{CallKind, NewBlob, Sim, SimConfig, SubscriptionState};
 use serde_json::Value;
 use test_support::postgres::Postgres;
@@ -52,6 +52,8 @@ struct Fleet {
     /// How often each worker was started.
     starts: BTreeMap<usize, usize>,
     events: BTreeSet<String>,
+    /// When the newest blob was made.
+    newest: Timestamp,
 }
 
 impl Fleet {
@@ -81,6 +83,7 @@ impl Fleet {
             workers: BTreeMap::new(),
             starts: BTreeMap::new(),
             events: BTreeSet::new(),
+            newest: Timestamp::UNIX_EPOCH,
         };
         fleet.configure(0);
         let made = fleet.command(0, &["cluster", "init"]).output().unwrap();
@@ -191,6 +194,7 @@ impl Fleet {
             format!(r#"{{"Id":"{id}","CreationTime":"{now}","Operation":"Test","RecordType":1,"Workload":"X"}}"#)
         };
         self.sim.add_blob(&tenant(number), ContentType::General, NewBlob::at(now).with_events(ids.iter().map(event)));
+        self.newest = self.newest.max(now);
         self.events.extend(ids);
     }
 
@@ -234,6 +238,23 @@ impl Fleet {
 
     async fn until_delivered(&self, what: &str) {
         self.until(what, || self.delivered().len() == self.events.len()).await;
+    }
+
+    /// Waits until the store has it, too, that every event was delivered: no position stands before the newest blob. Before
+    /// that, who is killed leaves events to others that are delivered already.
+    async fn until_settled(&self, what: &str) {
+        self.until_delivered(what).await;
+        self.until(what, || self.positions().is_some_and(|all| all.iter().all(|position| *position > self.newest)))
+            .await;
+    }
+
+    /// Where each tenant was read to, from `state show --json`; `None` while one of them has no position.
+    fn positions(&self) -> Option<Vec<Timestamp>> {
+        let output = self.command(0, &["state", "show", "--json"]).output().unwrap();
+        let shown: Value = serde_json::from_slice(&output.stdout).ok()?;
+        let all: Option<Vec<Timestamp>> =
+            shown.as_array()?.iter().map(|stream| stream["complete_until"].as_str()?.parse().ok()).collect();
+        all.filter(|all| all.len() == self.tenants)
     }
 
     async fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
@@ -338,7 +359,7 @@ async fn a_process_that_is_killed_or_sleeps_loses_its_tenants_to_others_and_no_e
     fleet.add_for_all("first");
     (0..3).for_each(|worker| fleet.start(worker));
     fleet.until("all three are there", || fleet.cluster_status().starts_with("3 members, 10 tenants, 0 ")).await;
-    fleet.until_delivered("the first events").await;
+    fleet.until_settled("the first events").await;
 
     // Which of them have tenants is decided by when each was started: whoever has most.
     let killed = fleet.busiest();
@@ -348,6 +369,7 @@ async fn a_process_that_is_killed_or_sleeps_loses_its_tenants_to_others_and_no_e
     fleet
         .until("the others have all", || !fleet.shares().contains_key(&name) && !fleet.shares().contains_key("nobody"))
         .await;
+    fleet.until_settled("what came when one was killed").await;
 
     let asleep = fleet.busiest();
     let last = format!("worker-{}", 3 - killed - asleep);

@@ -105,6 +105,7 @@ async fn a_process_cut_off_from_the_database_stands_still_and_others_go_on() {
     fleet.start(0);
     fleet.until("both are there", || fleet.cluster_status().starts_with("2 members")).await;
     for (round, passes) in [CUT, TO, FROM].into_iter().enumerate() {
+        fleet.until_settled("all before it is cut off").await;
         wire.set(passes);
         // Asked for while the lease is sure yet, or not at all: at most what this very moment has under way.
         fleet.until("the other has all", || fleet.shares() == BTreeMap::from([("worker-0".into(), 6)])).await;
@@ -183,7 +184,7 @@ async fn members_whose_clocks_are_hours_apart_take_over_from_each_other() {
         fleet.start_with(worker, |text| text, &clock);
     }
     fleet.until("all three are there", || fleet.cluster_status().starts_with("3 members, 8 tenants, 0 ")).await;
-    fleet.until_delivered("the first events").await;
+    fleet.until_settled("the first events").await;
     // The clocks are what they are said to be: each log line has its own.
     let stamp = |worker: usize| -> jiff::Timestamp {
         let log = fs::read_to_string(fleet.at(format!("log-{worker}"))).unwrap();
@@ -210,7 +211,7 @@ async fn members_whose_clocks_are_hours_apart_take_over_from_each_other() {
         fleet
             .until("others have all", || !fleet.shares().contains_key(&name) && !fleet.shares().contains_key("nobody"))
             .await;
-        fleet.until_delivered("by the others").await;
+        fleet.until_settled("by the others").await;
         if round == 1 {
             fleet.signal(worker, "-CONT");
         }
