@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use test_support::program;
 
 use crate::agents::example;
-use crate::destinations::{PATIENCE, Server};
+use crate::destinations::Server;
 use crate::recipes::blocks_of;
 use crate::truth::{FastClock, assert_nothing_lost, pass_in, pass_of, tenant};
 use crate::{nats, opensearch, s3};
@@ -72,6 +72,7 @@ mod kafka {
     use m365_audit::host::{Delivery, Host as _};
 
     use super::*;
+    use crate::destinations::PATIENCE;
     use crate::kafka::TOPIC;
     use crate::kafka_broker::{Broker, batch_of, line};
     use crate::truth::compare;
