@@ -94,8 +94,9 @@ async fn a_quota_a_fiftieth_of_the_configured_one_is_not_fought() {
         w.stop(running).await;
         let requests = feed(&w);
         let refused = requests.iter().filter(|request| request.status == throttle_status).count();
-        // The first calls, which find out, and few after them.
-        assert!(refused as f64 <= requests.len() as f64 * 0.12, "{refused} of {}: {quota_counts:?}", requests.len());
+        // Some twenty of two hundred find out; how many are under way together is up to the machine. `api::pace::model`
+        // has the shares of ten minutes and of an hour.
+        assert!(refused as f64 <= requests.len() as f64 * 0.25, "{refused} of {}: {quota_counts:?}", requests.len());
         assert!(took(&requests) <= 8.0 * 60.0, "{} s for {}: {quota_counts:?}", took(&requests), requests.len());
         w.assert_clean();
     }

@@ -37,10 +37,24 @@ const RUN_BY_CHANCE: f64 = 1e-6;
 /// After so many refusals without a grant between them the first pause is four times as long.
 const RUN_LONG: u32 = 8;
 const STEP_OF_LONG_RUN: u32 = 2;
-/// The quota is used up as well if more than half of the answers of so long were refusals, and that many: a bucket
-/// refills meanwhile and grants some of the calls under way, so that no run of refusals is long.
-const FLOOD: Duration = Duration::from_secs(5);
-const FLOOD_MIN: u32 = 5;
+/// The quota is used up as well if so large a share of the last answers were refusals: a bucket refills meanwhile and
+/// grants some of the calls under way, so that no run of refusals is long.
+struct Flood {
+    span: Duration,
+    refused_min: u32,
+    share: f64,
+    /// Only with fewer than [`SLOW_FLOOD`] grants in the last minute, and while no share of strays is known. Few calls at
+    /// a time, of which a bucket grants the first, are never five refusals in five seconds.
+    slow_only: bool,
+}
+const FLOODS: [Flood; 4] = [
+    Flood { span: Duration::from_secs(5), refused_min: 5, share: 0.501, slow_only: false },
+    Flood { span: Duration::from_secs(10), refused_min: 7, share: 0.501, slow_only: true },
+    Flood { span: Duration::from_secs(15), refused_min: 7, share: 0.4, slow_only: true },
+    Flood { span: MINUTE, refused_min: 14, share: 0.25, slow_only: true },
+];
+/// Grants in a minute.
+const SLOW_FLOOD: u32 = 100;
 /// With this many grants in the last minute, a refusal may be a stray.
 const GRANTS_OF_STRAY: f64 = 8.0;
 /// At a lowered rate of at most this many calls a minute, a pause costs nothing. With fewer grants in the minute
@@ -175,12 +189,15 @@ impl RateWindow {
         (f64::from(self.all.paused_ms) / MINUTE.as_millis() as f64).min(1.0)
     }
 
-    /// Whether most answers of the last seconds were refusals.
-    fn is_flooded(&self, now: Duration) -> bool {
-        let since = Bucket::index_at(now.saturating_sub(FLOOD));
-        let last = self.buckets.iter().rev().take_while(|bucket| bucket.index >= since);
-        let (granted, refused) = last.fold((0, 0), |sum, bucket| (sum.0 + bucket.granted, sum.1 + bucket.refused));
-        refused >= FLOOD_MIN && refused > granted
+    /// Whether one of [`FLOODS`] is reached. `strays`: the share of refusals known not to be the quota's.
+    fn is_flooded(&self, now: Duration, strays: f64) -> bool {
+        let is_slow = self.all.granted < SLOW_FLOOD && strays == 0.0;
+        FLOODS.iter().filter(|flood| is_slow || !flood.slow_only).any(|flood| {
+            let since = Bucket::index_at(now.saturating_sub(flood.span));
+            let last = self.buckets.iter().rev().take_while(|bucket| bucket.index >= since);
+            let (granted, refused) = last.fold((0, 0), |sum, bucket| (sum.0 + bucket.granted, sum.1 + bucket.refused));
+            refused >= flood.refused_min && f64::from(refused) >= f64::from(granted + refused) * flood.share
+        })
     }
 
     fn first(&self, of: impl Fn(&Bucket) -> u32) -> Option<Duration> {
@@ -468,7 +485,9 @@ impl Machine {
         }
         let by_chance = if pause.share > 0.0 { RUN_BY_CHANCE.ln() / pause.share.min(0.5).ln() } else { 0.0 };
         let was_used_up = f64::from(pause.run) >= by_chance.max(RUN_OF_QUOTA) && pause.probe == Some(slot.seq);
-        if self.ceiling > 0 && (was_used_up || self.window.is_flooded(now) || self.guess.is_some()) {
+        if self.ceiling > 0
+            && (was_used_up || self.window.is_flooded(now, self.strays_now(now)) || self.guess.is_some())
+        {
             self.learn(now, pause);
         }
     }
