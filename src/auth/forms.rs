@@ -2,20 +2,18 @@
 //! Vault, or in the encodings of Windows editors. For an unusable form, the error names it and the command that
 //! converts it.
 //!
-//! This module opens no key: it sorts bytes. It splits PEM itself because the libraries accept only well-formed PEM,
+//! This module opens nothing: it sorts bytes by their outer structure, and who uses them judges what is inside. It splits
+//! PEM itself because the libraries accept only well-formed PEM,
 //! and the files of operators went through variables, secret stores and chat windows: sections on one line, `\n` as two
 //! characters, blanks at ends. The libraries read the content of a section.
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use pkcs8::der::Decode as _;
-use pkcs8::{EncryptedPrivateKeyInfoRef, PrivateKeyInfoRef};
 use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use super::SecretText;
-use super::x509::{ReadCertificate, is_public_key, is_request};
 use crate::config::text;
 use crate::net::excerpt;
 
@@ -199,10 +197,11 @@ fn sort_section(label: &str, body: &str, parts: &mut SortedParts) -> Result<(), 
     let der = from_base64(&packed).ok_or_else(|| format!("holds a PEM section `{label}` that is not base64"))?;
     match label {
         "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE" => {
-            let read = ReadCertificate::of(&der)
-                .map_err(|_| "holds a certificate that cannot be read: it is cut or damaged".to_owned())?;
+            let Some((DerForm::Certificate, length)) = DerForm::of(&der) else {
+                return Err("holds a certificate that cannot be read: it is cut or damaged".into());
+            };
             // A trusted certificate of OpenSSL is followed by its permitted uses.
-            parts.certificates.push(der.get(..der.len() - read.rest.len()).unwrap_or_default().to_vec());
+            parts.certificates.push(der.get(..length).unwrap_or_default().to_vec());
         }
         "PRIVATE KEY" => parts.keys.push((KeyForm::Pkcs8, der)),
         "RSA PRIVATE KEY" => parts.keys.push((KeyForm::Pkcs1, der)),
@@ -234,10 +233,6 @@ const PKCS7: &str = "a PKCS#7 bundle (.p7b), which has certificates and never a 
 
 /// One element of DER.
 fn sort_der(der: &[u8], parts: &mut SortedParts) -> Result<(), String> {
-    if ReadCertificate::of(der).is_ok() {
-        parts.certificates.push(der.to_vec());
-        return Ok(());
-    }
     let copy = || Zeroizing::new(der.to_vec());
     // The beginning of the outer sequence identifies the rest: its first number is a version.
     match first_of(der) {
@@ -248,25 +243,98 @@ fn sort_der(der: &[u8], parts: &mut SortedParts) -> Result<(), String> {
         }
         Some((0x02, [0], Some(0x02))) => parts.keys.push((KeyForm::Pkcs1, copy())),
         Some((0x06, ..)) => parts.others.push(PKCS7.into()),
-        _ if PrivateKeyInfoRef::from_der(der).is_ok() => parts.keys.push((KeyForm::Pkcs8, copy())),
-        _ if EncryptedPrivateKeyInfoRef::from_der(der).is_ok() => parts.keys.push((KeyForm::EncryptedPkcs8, copy())),
-        _ if is_request(der) => parts.others.push(REQUEST.into()),
-        _ if is_public_key(der) => parts.others.push(PUBLIC.into()),
-        // An archive with an unusual encoding is left to its own library to refuse.
-        _ if der.get(1) == Some(&0x80) => parts.archives.push(copy()),
-        _ => return Err("is neither PEM nor a PFX nor DER, or is cut or damaged".into()),
+        _ => return sort_form(der, parts),
     }
     Ok(())
+}
+
+/// An element of DER that its first number does not identify.
+fn sort_form(der: &[u8], parts: &mut SortedParts) -> Result<(), String> {
+    let copy = || Zeroizing::new(der.to_vec());
+    match DerForm::of(der).map(|(form, _)| form) {
+        Some(DerForm::Certificate) => parts.certificates.push(der.to_vec()),
+        Some(DerForm::Key) => parts.keys.push((KeyForm::Pkcs8, copy())),
+        Some(DerForm::EncryptedKey) => parts.keys.push((KeyForm::EncryptedPkcs8, copy())),
+        Some(DerForm::Request) => parts.others.push(REQUEST.into()),
+        Some(DerForm::PublicKey) => parts.others.push(PUBLIC.into()),
+        // An archive with an unusual encoding is left to its own library to refuse.
+        None if der.get(1) == Some(&0x80) => parts.archives.push(copy()),
+        None => return Err("is neither PEM nor a PFX nor DER, or is cut or damaged".into()),
+    }
+    Ok(())
+}
+
+/// What an element of DER is, by what it is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DerForm {
+    Certificate,
+    /// PKCS#10
+    Request,
+    PublicKey,
+    /// PKCS#8
+    Key,
+    EncryptedKey,
+}
+
+impl DerForm {
+    /// The element at the beginning of `der`, and its length; `None` for what is cut or is something else.
+    fn of(der: &[u8]) -> Option<(Self, usize)> {
+        let (tag, inside, rest) = element(der)?;
+        let parts = elements(inside).filter(|_| tag == SEQUENCE)?;
+        let form = match parts[..] {
+            [(SEQUENCE, body), (SEQUENCE, _), (BIT_STRING, _)] => Self::signed(body)?,
+            [(SEQUENCE, _), (BIT_STRING, _)] => Self::PublicKey,
+            [(SEQUENCE, _), (OCTET_STRING, _)] => Self::EncryptedKey,
+            [(INTEGER, _), (SEQUENCE, _), (OCTET_STRING, _), ..] => Self::Key,
+            _ => return None,
+        };
+        Some((form, der.len() - rest.len()))
+    }
+
+    /// What has a signature: a certificate, or the request for one.
+    fn signed(body: &[u8]) -> Option<Self> {
+        let tags: Vec<u8> = elements(body)?.into_iter().map(|(tag, _)| tag).collect();
+        match tags.strip_prefix(&[VERSION]).unwrap_or(&tags) {
+            // Serial number, algorithm, issuer, validity, subject, key.
+            [INTEGER, SEQUENCE, SEQUENCE, SEQUENCE, SEQUENCE, SEQUENCE, ..] => Some(Self::Certificate),
+            // Version, subject, key.
+            [INTEGER, SEQUENCE, SEQUENCE, ..] => Some(Self::Request),
+            _ => None,
+        }
+    }
+}
+
+const INTEGER: u8 = 0x02;
+const BIT_STRING: u8 = 0x03;
+const OCTET_STRING: u8 = 0x04;
+const SEQUENCE: u8 = 0x30;
+/// The version of a certificate, which the first version is without.
+const VERSION: u8 = 0xa0;
+
+/// Tag and value of every element of `bytes`; `None` if one is cut.
+fn elements(mut bytes: &[u8]) -> Option<Vec<(u8, &[u8])>> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let (tag, value, rest) = element(bytes)?;
+        found.push((tag, value));
+        bytes = rest;
+    }
+    Some(found)
+}
+
+/// Tag and value of the element at the beginning of `bytes`, and what stands after it.
+fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&tag, after) = bytes.split_first()?;
+    let (length, skip) = header(after)?;
+    let (value, rest) = after.get(skip..)?.split_at_checked(length)?;
+    Some((tag, value, rest))
 }
 
 /// Tag and value of the first element inside a sequence, and the tag of the second.
 fn first_of(der: &[u8]) -> Option<(u8, &[u8], Option<u8>)> {
     let inner = header(der.get(1..)?).map(|(_, skip)| 1 + skip)?;
-    let tag = *der.get(inner)?;
-    let (length, skip) = header(der.get(inner + 1..)?)?;
-    let start = inner + 1 + skip;
-    let value = der.get(start..start.checked_add(length)?)?;
-    Some((tag, value, der.get(start + length).copied()))
+    let (tag, value, rest) = element(der.get(inner..)?)?;
+    Some((tag, value, rest.first().copied()))
 }
 
 /// The length in a header, and the bytes of the header; an indefinite length is 0.
@@ -284,4 +352,50 @@ fn header(bytes: &[u8]) -> Option<(usize, usize)> {
 pub(super) fn passphrase(bytes: &[u8]) -> Result<SecretText, String> {
     let text = text::decode(bytes).map_err(|error| error.to_string())?;
     Ok(SecretText::from(text.trim_end_matches(['\r', '\n'])))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, PublicKeyData as _, SerialNumber, date_time_ymd};
+
+    use super::*;
+
+    fn issued(change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        change(&mut params);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn what_stands_after_a_certificate_is_left() {
+        let mut der = issued(|_| {});
+        let whole = der.len();
+        der.extend_from_slice(b"uses of a trusted certificate");
+        assert_eq!(DerForm::of(&der), Some((DerForm::Certificate, whole)));
+    }
+
+    #[test]
+    fn a_certificate_with_any_number_and_time_is_one_and_a_cut_one_is_none() {
+        let der = issued(|params| params.not_after = date_time_ymd(9999, 12, 31));
+        for length in 0..der.len() {
+            assert_eq!(DerForm::of(&der[..length]), None, "{length} of {}", der.len());
+        }
+        for serial in [&[0x00_u8; 1][..], &[0xff; 20], &[0x7f; 40]] {
+            let der = issued(|params| params.serial_number = Some(SerialNumber::from_slice(serial)));
+            assert_eq!(DerForm::of(&der), Some((DerForm::Certificate, der.len())), "{serial:02x?}");
+        }
+    }
+
+    #[test]
+    fn keys_and_requests_are_told_from_certificates() {
+        let key = KeyPair::generate().unwrap();
+        let request = CertificateParams::default().serialize_request(&key).unwrap();
+        let form = |der: &[u8]| DerForm::of(der).map(|(form, _)| form);
+        assert_eq!(form(request.der()), Some(DerForm::Request));
+        assert_eq!(form(&key.serialize_der()), Some(DerForm::Key));
+        assert_eq!(form(&key.subject_public_key_info()), Some(DerForm::PublicKey));
+        for other in [&b""[..], b"\x30\x00", b"\x30\x80\x02\x01\x03", b"\x30\x84\xff\xff\xff\xff\x02", b"hello"] {
+            assert_eq!(form(other), None, "{other:02x?}");
+        }
+    }
 }

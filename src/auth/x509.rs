@@ -1,51 +1,36 @@
 //! What is read of a certificate: its key, its subject and its validity. Nothing here verifies a signature or a chain;
 //! TLS does that.
 
-use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::error::X509Error;
 use x509_parser::nom;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::time::ASN1Time;
-use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::model::Timestamp;
 
 /// A certificate of X.509.
-pub(crate) struct ReadCertificate<'a> {
+pub(crate) struct ReadCertificate {
     pub subject: String,
     pub not_before: Timestamp,
     pub not_after: Timestamp,
     /// The public key in the form of its algorithm, such as PKCS#1 for RSA.
     pub public_key: Vec<u8>,
-    /// What stands after the certificate.
-    pub rest: &'a [u8],
 }
 
-impl<'a> ReadCertificate<'a> {
+impl ReadCertificate {
     /// The certificate at the beginning of `der`, which may have more after it.
     ///
     /// # Errors
     /// The library's words for what is no certificate.
-    pub fn of(der: &'a [u8]) -> Result<Self, nom::Err<X509Error>> {
-        let (rest, certificate) = X509Certificate::from_der(der)?;
+    pub fn of(der: &[u8]) -> Result<Self, nom::Err<X509Error>> {
+        let (_, certificate) = X509Certificate::from_der(der)?;
         Ok(Self {
             subject: certificate.subject().to_string(),
             not_before: timestamp(certificate.validity().not_before),
             not_after: timestamp(certificate.validity().not_after),
             public_key: certificate.public_key().subject_public_key.data.to_vec(),
-            rest,
         })
     }
-}
-
-/// Whether `der` is a request for a certificate (PKCS#10).
-pub(crate) fn is_request(der: &[u8]) -> bool {
-    X509CertificationRequest::from_der(der).is_ok()
-}
-
-/// Whether `der` is a public key without a certificate.
-pub(crate) fn is_public_key(der: &[u8]) -> bool {
-    SubjectPublicKeyInfo::from_der(der).is_ok()
 }
 
 /// RFC 5280 writes "never expires" as the last second of the year 9999, which is after the last time we can hold.
@@ -70,15 +55,12 @@ mod tests {
     }
 
     #[test]
-    fn key_subject_and_validity_are_read_and_what_follows_is_left() {
-        let mut der = issued(|params| {
+    fn key_subject_and_validity_are_read() {
+        let der = issued(|params| {
             params.not_before = date_time_ymd(2026, 1, 2);
             params.not_after = date_time_ymd(2027, 3, 4);
         });
-        let whole = der.len();
-        der.extend_from_slice(b"uses of a trusted certificate");
         let read = ReadCertificate::of(&der).unwrap();
-        assert_eq!(read.rest.len(), der.len() - whole);
         assert_eq!(read.subject, "O=Contoso, Ltd, CN=audit");
         assert_eq!(
             (read.not_before.to_string(), read.not_after.to_string()),
