@@ -3,7 +3,7 @@
 //! `cargo run --example state_on_disk -- DIR` reads a simulated tenant, stops in the middle as a killed process would,
 //! and begins again: what was confirmed does not come a second time. Everything above `main` is the store; a test holds
 //! it to the contract of every store and to 70 lines. Whoever wants a store and not an example of one takes
-//! `m365_audit::SqliteStore` (feature `embedded`), which writes off the runtime and joins commits.
+//! `m365_audit::SqliteStore` (feature `sqlite`), which writes off the runtime and joins commits.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};

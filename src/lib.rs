@@ -65,7 +65,7 @@
 //!   records that are never acceptable, which the source then isolates and sets aside. Not answering is back-pressure,
 //!   and a ticket that is dropped is a refusal.
 //! - **State on disk.** [`StateStore::commit`] is all or nothing, compares and swaps, and is synced before it returns. With
-//!   `embedded` there is one to use, `SqliteStore`; `examples/state_on_disk.rs` writes one in seventy lines.
+//!   `sqlite` there is one to use, `SqliteStore`; `examples/state_on_disk.rs` writes one in seventy lines.
 //! - **A runtime.** The source runs on the one that polls it. It installs no subscriber, recorder, signal handler or
 //!   allocator; logs go to `tracing`, metrics to the `metrics` facade. Many sources of one process share connections and
 //!   memory by [`M365Audit::in_fleet`].
@@ -75,11 +75,18 @@
 //!
 //! | feature | adds |
 //! | --- | --- |
-//! | `embedded` | `SqliteStore`, a crash-safe [`StateStore`] in one file; and the sinks of the binary |
-//! | `sim` | `SimulatedTenant`, for tests of a host |
+//! | `sqlite` | `SqliteStore`, a crash-safe [`StateStore`] in one file |
+//! | `certificates` | `auth = "certificate"`: signing in with a client certificate, PEM, DER or PFX, its key encrypted or not |
+//! | `embedded` | the sinks of the binary, its metrics and pages; `sqlite` and `certificates` |
+//! | `postgres` | the state of a cluster, for the binary; `embedded` |
+//! | `sim` | `SimulatedTenant`, for tests of a host; `certificates` |
 //! | `exports` | exported files of events, for the binary |
 //! | `cli` (default) | the binary `m365-audit`; all of the above |
+//! | `kafka` | the sink `kafka`, which no other feature turns on; `embedded` |
 //! | `internals` | every module, for this repository's own programs and tests, without any stability promise |
+//!
+//! Without `certificates`, a configuration with a key of that method is refused, and the error names the feature.
+//! `ca_file` and `proxy_certificate_file` need no feature: TLS reads those.
 //!
 //! # Versions
 //! Semantic versioning holds for what this page lists without the feature `internals`: the names at the root and in
@@ -256,7 +263,7 @@ pub use crate::host::memory::MemoryStore;
 pub use crate::host::{
     Batch, Delivery, DeliveryTicket, Expected, Health, Host, Op, Record, Revision, StateError, StateStore, TicketAnswer,
 };
-#[cfg(feature = "embedded")]
+#[cfg(feature = "sqlite")]
 pub use crate::hosts::embedded::store::SqliteStore;
 pub use crate::source::{M365Audit, Report, Source, SourceError};
 #[doc(no_inline)]
@@ -270,7 +277,7 @@ pub use tokio_util::sync::CancellationToken;
 pub mod values {
     pub use crate::config::{Cloud, ConfigError, Fault, Format, Problem};
     pub use crate::host::{EventKind, Kind, LOAD_BYTES, Loaded, Receipts, Unfit};
-    #[cfg(feature = "embedded")]
+    #[cfg(feature = "sqlite")]
     pub use crate::hosts::embedded::store::StoreError;
     pub use crate::model::{Actionable, ContentType, TenantId, Timestamp};
     pub use crate::normalise::category::Category;

@@ -1,4 +1,4 @@
-//! A client certificate: its files, its facts, and the assertion its key signs.
+//! A client certificate: its files, its facts, and the assertion its key signs. `key_pair` opens the files.
 //!
 //! Follows Microsoft's "Microsoft identity platform application authentication certificate credentials". The files are
 //! read again for every exchange, so that they can be rotated; they are fingerprinted before they are parsed, because
@@ -6,8 +6,7 @@
 //!
 //! Reasons for own code: `azure_identity` signs with RS256 and SHA-1 thumbprints only and needs OpenSSL for it;
 //! `jsonwebtoken` 12 wants aws-lc or the `rsa` crate (RUSTSEC-2023-0071). An assertion is two JSON objects and one
-//! signature of `ring`, which TLS already needs. `p12-keystore` and `pkcs8` do the difficult part, PFX and encrypted
-//! PEM.
+//! signature of `ring`, which TLS already needs.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -15,9 +14,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use p12_keystore::Pkcs12Archive;
-use pkcs8::der::Decode as _;
-use pkcs8::{EncryptedPrivateKeyInfoRef, PrivateKeyInfoRef};
+#[cfg(feature = "certificates")]
 use ring::digest;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::signature::{RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair};
@@ -25,10 +22,12 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::SecretText;
-use super::forms::{self, KeyForm, SortedParts};
-use super::x509::ReadCertificate;
+use super::forms;
+#[cfg(feature = "certificates")]
+use super::key_pair::{OpenedPair, PairFiles};
 use crate::config::AssertionAlgorithm;
 use crate::model::Timestamp;
+#[cfg(feature = "certificates")]
 use crate::net::excerpt;
 
 /// Most bytes read of a file; a PFX with a chain has a few kilobytes.
@@ -127,99 +126,33 @@ impl CertificateFiles {
         })
     }
 
+    #[cfg(feature = "certificates")]
     pub(super) fn parse(&self, raw: &RawFiles) -> Result<SigningCertificate, String> {
-        let file = self.certificate_file.display();
-        let mut parts = forms::parts(&raw.certificate, None).map_err(|why| format!("`{file}` {why}"))?;
-        if let (Some(key), Some(path)) = (&raw.key, &self.key_file) {
-            if !parts.archives.is_empty() {
-                return Err(format!("`{file}` is a PFX, which holds its key, so leave out `key_file`"));
-            }
-            parts = forms::parts(key, Some(parts)).map_err(|why| format!("`{}` {why}", path.display()))?;
+        let OpenedPair { key, der, read } = PairFiles {
+            certificate: (&self.certificate_file, &raw.certificate),
+            key: self.key_file.as_deref().zip(raw.key.as_ref().map(|key| &key[..])),
+            passphrase: raw.passphrase.as_ref(),
         }
-        let (certificates, keys) = self.open(parts, raw.passphrase.as_ref())?;
-        let mut found = None;
-        for key in keys {
-            if let Some(der) = certificate_of(&certificates, &key, &self.certificate_file)? {
-                if found.is_some() {
-                    return Err(format!(
-                        "`{file}` holds several certificates with their keys: leave the one to be used"
-                    ));
-                }
-                found = Some((key, der));
-            }
-        }
-        let (key, der) = found.ok_or_else(|| format!("the key does not belong to the certificate in `{file}`"))?;
-        SigningCertificate::new(key, &der).map_err(|why| format!("`{file}`: {why}"))
-    }
-
-    /// The certificates, and the keys opened; at least one of each.
-    fn open(
-        &self,
-        parts: SortedParts,
-        passphrase: Option<&SecretText>,
-    ) -> Result<(Vec<Vec<u8>>, Vec<RsaKeyPair>), String> {
-        let file = self.certificate_file.display();
-        let key_file = self.key_file.as_deref().unwrap_or(&self.certificate_file).display();
-        let SortedParts { mut certificates, keys, archives, others, .. } = parts;
-        let mut opened = Vec::new();
-        for archive in archives {
-            let (inside, keys) = pfx(&archive, passphrase).map_err(|why| format!("`{file}`: {why}"))?;
-            certificates.extend(inside);
-            opened.extend(keys);
-        }
-        for (form, der) in keys {
-            let key = match form {
-                KeyForm::Pkcs8 => rsa_key(&der),
-                KeyForm::Pkcs1 => RsaKeyPair::from_der(&der).map_err(rejected),
-                KeyForm::EncryptedPkcs8 => encrypted(&der, passphrase),
-            };
-            opened.push(key.map_err(|why| format!("the key in `{key_file}` {why}"))?);
-        }
-        let beside = others.first().map(|other| format!("; it holds {other}")).unwrap_or_default();
-        match (certificates.is_empty(), opened.is_empty()) {
-            (false, false) => Ok((certificates, opened)),
-            (true, false) => Err(format!("`{file}` holds a private key and no certificate{beside}")),
-            (false, true) if self.key_file.is_none() => Err(format!(
-                "`{file}` holds no private key but a certificate alone (a .cer or .crt is the half that is uploaded to Entra): \
-                 name the key in `key_file`, or use the PFX that holds both{beside}"
-            )),
-            (false, true) => Err(format!("`{key_file}` holds no private key{beside}")),
-            (true, true) => Err(match others.first() {
-                Some(other) => format!("`{file}` holds {other}"),
-                None => format!("`{file}` holds no certificate"),
-            }),
-        }
-    }
-}
-
-/// The certificate of `key` among those of the file.
-fn certificate_of(certificates: &[Vec<u8>], key: &RsaKeyPair, file: &Path) -> Result<Option<Vec<u8>>, String> {
-    let own = key.public().as_ref();
-    for der in certificates {
-        let Ok(read) = ReadCertificate::of(der) else {
-            return Err(format!("a certificate in `{}` cannot be read", file.display()));
-        };
-        if read.public_key == own {
-            return Ok(Some(der.clone()));
-        }
-    }
-    Ok(None)
-}
-
-impl SigningCertificate {
-    fn new(key: RsaKeyPair, der: &[u8]) -> Result<Self, String> {
-        let read = ReadCertificate::of(der).map_err(|error| error.to_string())?;
-        let sha1 = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, der).as_ref().to_vec();
+        .open()?;
+        let sha1 = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &der).as_ref().to_vec();
         let facts = CertificateFacts {
             subject: excerpt(&read.subject),
             not_before: read.not_before,
             not_after: read.not_after,
             thumbprint: sha1.iter().map(|byte| format!("{byte:02X}")).collect(),
         };
-        let sha256 = digest::digest(&digest::SHA256, der).as_ref().to_vec();
-        Ok(Self { key, sha1, sha256, facts })
+        let sha256 = digest::digest(&digest::SHA256, &der).as_ref().to_vec();
+        Ok(SigningCertificate { key, sha1, sha256, facts })
     }
 
+    /// A configuration that asks for this is refused before.
+    #[cfg(not(feature = "certificates"))]
+    pub(super) fn parse(&self, _: &RawFiles) -> Result<SigningCertificate, String> {
+        Err("this build is without the feature `certificates`".to_owned())
+    }
+}
+
+impl SigningCertificate {
     /// A fresh assertion: `iss` and `sub` are the app, `jti` is never the same.
     pub fn assertion(&self, algorithm: AssertionAlgorithm, claims: &AssertionClaims<'_>) -> Result<SecretText, String> {
         let header = match algorithm {
@@ -264,50 +197,6 @@ fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     };
     let bytes = read().map_err(|error| format!("`{}` cannot be read: {error}", path.display()))?;
     if bytes.is_empty() { Err(format!("`{}` is empty", path.display())) } else { Ok(bytes) }
-}
-
-/// A key in encrypted PKCS#8.
-fn encrypted(der: &[u8], passphrase: Option<&SecretText>) -> Result<RsaKeyPair, String> {
-    let passphrase = passphrase.ok_or("is encrypted: set `key_passphrase`")?;
-    let opened = EncryptedPrivateKeyInfoRef::from_der(der)
-        .map_err(|error| format!("cannot be read: {error}"))?
-        .decrypt(passphrase.expose())
-        .map_err(|error| format!("cannot be opened, is `key_passphrase` right? ({error})"))?;
-    rsa_key(opened.as_bytes())
-}
-
-const NOT_RSA: &str = "is not RSA, and Entra takes only RSA keys for this";
-
-/// A key in PKCS#8.
-fn rsa_key(der: &[u8]) -> Result<RsaKeyPair, String> {
-    let info = PrivateKeyInfoRef::from_der(der).map_err(|error| format!("cannot be read: {error}"))?;
-    if info.algorithm.oid.to_string() != "1.2.840.113549.1.1.1" {
-        return Err(NOT_RSA.into());
-    }
-    // The inner form, because files made on Windows carry attributes that ring's own PKCS#8 reader refuses.
-    RsaKeyPair::from_der(info.private_key.as_bytes()).map_err(rejected)
-}
-
-fn rejected(error: ring::error::KeyRejected) -> String {
-    format!("cannot be used, RSA of 2048 to 4096 bits is needed ({error})")
-}
-
-/// The certificates and the keys of a PFX.
-fn pfx(der: &[u8], passphrase: Option<&SecretText>) -> Result<(Vec<Vec<u8>>, Vec<RsaKeyPair>), String> {
-    let archive = Pkcs12Archive::from_pkcs12(der, passphrase.map_or("", |text| text.expose())).map_err(|error| {
-        let about = match passphrase {
-            Some(_) => "a PFX that does not open, is `key_passphrase` right?",
-            None => "a PFX that does not open without a password: set `key_passphrase`",
-        };
-        format!("{about} ({error})")
-    })?;
-    let certificates = archive.certs.iter().map(|bag| bag.cert.as_der().to_vec()).collect();
-    let keys = archive.keys.iter().map(|bag| rsa_key(bag.key.as_der()).map_err(|why| format!("its key {why}")));
-    let keys = keys.collect::<Result<Vec<_>, _>>()?;
-    if keys.is_empty() {
-        return Err("the PFX holds no private key: export it again with its key".to_owned());
-    }
-    Ok((certificates, keys))
 }
 
 /// Random bytes as a GUID of version 4.

@@ -5,15 +5,18 @@
 //! and "Microsoft Entra authentication and authorization error codes" for AADSTS codes. It does not make the feed's
 //! calls; callers report when a token was refused.
 //!
-//! `causes` is the table of AADSTS codes, [`certificate`] signs the assertion of a client certificate, `forms` reads
-//! its files, [`identity`] requests tokens from a managed identity's end point, and `network` explains why there was no
+//! `causes` is the table of AADSTS codes, [`certificate`] signs the assertion of a client certificate, `forms` sorts
+//! its files and `key_pair` opens them, [`identity`] requests tokens from a managed identity's end point, and `network` explains why there was no
 //! answer. There is no chain of credentials: the configuration names one, and that one works or fails.
 
 mod causes;
 pub mod certificate;
 pub(crate) mod forms;
 pub mod identity;
+#[cfg(feature = "certificates")]
+mod key_pair;
 pub(crate) mod network;
+#[cfg(feature = "certificates")]
 pub(crate) mod x509;
 
 use std::fmt;

@@ -82,7 +82,8 @@ impl SourceConfigBuilder {
         self.set("client_secret_file", path.as_ref())
     }
 
-    /// Signs in with the client certificate in this file: PEM with its key, or PFX.
+    /// Signs in with the client certificate in this file: PEM with its key, or PFX. Needs the feature `certificates`, or
+    /// the configuration is refused.
     pub fn certificate_file(self, path: impl AsRef<Path>) -> Self {
         self.set("auth", AuthMethod::Certificate).set("certificate_file", path.as_ref())
     }

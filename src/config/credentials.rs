@@ -46,6 +46,11 @@ pub(super) fn is_credential(key: &str) -> bool {
 
 /// Checks that one method is configured, with all its keys and none of another.
 pub(super) fn check_credentials(findings: &mut Findings, table: &Table, path: &str) {
+    check_credentials_in(cfg!(feature = "certificates"), findings, table, path);
+}
+
+/// `has_certificates`: whether this build can sign in with one.
+fn check_credentials_in(has_certificates: bool, findings: &mut Findings, table: &Table, path: &str) {
     let auth = join(path, "auth");
     let written = table.get("auth").and_then(Value::as_str);
     let Some(chosen) =
@@ -53,6 +58,9 @@ pub(super) fn check_credentials(findings: &mut Findings, table: &Table, path: &s
     else {
         return; // An unknown sign-in method was already reported.
     };
+    if !has_certificates && refuse_certificate(findings, table, path) {
+        return;
+    }
     let named = |method: &SignInMethod| method.keys.iter().copied().find(|key| table.contains_key(*key));
     let others: Vec<(&SignInMethod, &str)> = SIGN_IN_METHODS
         .iter()
@@ -92,6 +100,21 @@ pub(super) fn check_credentials(findings: &mut Findings, table: &Table, path: &s
         }
         AuthMethod::ManagedIdentity => check_identity(findings, table, path),
     }
+}
+
+/// Whether a client certificate is asked for, which this build cannot use.
+fn refuse_certificate(findings: &mut Findings, table: &Table, path: &str) -> bool {
+    const METHOD: AuthMethod = AuthMethod::Certificate;
+    let keys = SIGN_IN_METHODS.iter().filter(|known| known.method == METHOD).flat_map(|known| known.keys);
+    let is_chosen = table.get("auth").and_then(Value::as_str) == Some(METHOD.as_str());
+    let Some(key) = is_chosen.then_some("auth").or_else(|| keys.copied().find(|key| table.contains_key(*key))) else {
+        return false;
+    };
+    let expected = "a build with the feature `certificates`, which this one is without";
+    let hint = "whoever builds it: `features = [\"certificates\"]` for `m365-audit` in Cargo.toml; without it, sign in with \
+                `client_secret`, `federated_token_file` or a managed identity";
+    findings.note(Problem::new(join(path, key), Fault::Invalid, expected).hint(hint));
+    true
 }
 
 fn need(findings: &mut Findings, table: &Table, path: &str, key: &str, expected: &str, hint: &str) {
@@ -159,5 +182,41 @@ fn check_identity(findings: &mut Findings, table: &Table, path: &str) {
     if host == "app_service" {
         let hint = "`managed_identity_header = \"${IDENTITY_HEADER}\"`";
         need(findings, table, path, "managed_identity_header", "what the end point wants to see", hint);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_certificates_refuses_each_key_of_them_and_names_the_feature() {
+        let problems = |has_certificates: bool, text: &str| {
+            let mut findings = Findings::default();
+            check_credentials_in(has_certificates, &mut findings, &text.parse().unwrap(), "sources.contoso");
+            findings.into_problems()
+        };
+        let secret = "client_id = \"x\"\nclient_secret = \"y\"\n";
+        for (text, key) in [
+            ("auth = \"certificate\"\nclient_id = \"x\"\n".to_owned(), "auth"),
+            ("certificate_file = \"client.pem\"\n".to_owned(), "certificate_file"),
+            (format!("{secret}key_file = \"client.key\"\n"), "key_file"),
+            (format!("{secret}assertion_algorithm = \"rs256\"\n"), "assertion_algorithm"),
+            (format!("{secret}auth = \"certificate\"\n"), "auth"),
+        ] {
+            let found = problems(false, &text);
+            let [problem] = &found[..] else { panic!("{text}: {found:?}") };
+            assert_eq!(problem.key, format!("sources.contoso.{key}"), "{text}");
+            assert!(problem.expected.contains("feature `certificates`"), "{problem}");
+            assert!(
+                problem.hint.as_ref().is_some_and(|hint| hint.contains("features = [\"certificates\"]")),
+                "{problem:?}"
+            );
+            let with = problems(true, &text);
+            assert!(with.iter().all(|problem| !problem.expected.contains("feature")), "{with:?}");
+        }
+        for (text, other) in [(secret, "a secret"), ("auth = \"managed_identity\"\n", "a managed identity")] {
+            assert_eq!(problems(false, text), [], "{other} needs no certificate");
+        }
     }
 }

@@ -7,6 +7,12 @@ pub(crate) mod answers;
 mod client_certificate;
 #[cfg(feature = "embedded")]
 pub mod embedded;
+/// Of the embedded host, its state store alone.
+#[cfg(all(feature = "sqlite", not(feature = "embedded")))]
+pub mod embedded {
+    mod place;
+    pub mod store;
+}
 #[cfg(feature = "embedded")]
 pub mod file;
 pub mod fluent_bit;
