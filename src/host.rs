@@ -39,6 +39,13 @@ pub trait Host: Send + Sync + 'static {
 
     /// Takes note of the state of a source. Called on every change, never per request.
     fn health(&self, source: &str, health: Health);
+
+    /// Takes note of content that a source has received, in bytes after decompression. Called for each piece of a body
+    /// as it arrives, so a body that is fetched again counts again. For hosts that count it as their own sources do; by
+    /// default nothing is done.
+    fn received(&self, source: &str, bytes: usize) {
+        let _ = (source, bytes);
+    }
 }
 
 /// Records for the host: newline-delimited JSON objects in one buffer, with the facts that a host needs about each.

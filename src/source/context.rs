@@ -16,7 +16,7 @@ use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::healed::Healed;
 use crate::checkpoint::ledger::{Change, LedgerHandle};
 use crate::clock::Clock;
-use crate::host::{BatchBuilder, Buffers, Noted, StateError, StateStore};
+use crate::host::{BatchBuilder, Buffers, Host, Noted, StateError, StateStore};
 use crate::metrics;
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::normalise::Normaliser;
@@ -51,6 +51,8 @@ pub struct FetchContext {
     pub ledger: LedgerHandle,
     /// For pages of keys that are not in memory.
     pub store: Arc<dyn StateStore>,
+    /// The host; records go to it by `deliverer`.
+    pub host: Arc<dyn Host>,
     /// Delivery.
     pub deliverer: Deliverer,
     /// Bytes in flight.
@@ -88,6 +90,7 @@ impl FetchContext {
             healed,
             ledger,
             store: SlowStore::watching(parts.host.state(), parts.clock.clone(), reporter),
+            host: parts.host.clone(),
             deliverer: Deliverer::new(parts.host.clone(), parts.clock.clone(), reporter.clone()),
             budget: Budget::new(for_batches(parts.in_flight_bytes_max), &parts.pool),
             buffers: Buffers::default(),

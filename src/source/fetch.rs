@@ -292,6 +292,7 @@ impl<'a> Run<'a> {
             self.waited += clock.monotonic().saturating_sub(asked);
             let Some(chunk) = chunk else { break };
             self.tally.bytes += chunk.len() as u64;
+            self.context.host.received(&self.context.source, chunk.len());
             if let Some(backfill) = &self.context.backfill {
                 backfill.progress.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }

@@ -1,10 +1,11 @@
 //! Blobs that fail, are damaged, or expire: neighbours go on, nothing is given up early, what is lost is said.
 
 use jiff::SignedDuration;
+use m365_audit::clock::Clock;
 use m365_audit::host::Health;
 use m365_audit::sim::{NewBlob, SimFault};
 
-use crate::world::{EXCHANGE, World, days, hours, mins};
+use crate::world::{EXCHANGE, World, days, event, hours, mins};
 
 /// Traps 3 and 23: neighbours of a failing blob are delivered, the position waits for it.
 #[tokio::test]
@@ -458,4 +459,19 @@ async fn a_version_damaged_on_the_way_may_be_delivered_beside_the_good_one_or_in
     raw.sort();
     let expected = [("\"fir5t\"", "\"whole\""), ("\"first\"", "\"whole\""), ("\"second\"", "\"wh0le\"")];
     assert_eq!(raw, expected.map(|(id, text)| (id.to_owned(), text.to_owned())));
+}
+
+/// A body that comes again counts again: it was received twice.
+#[tokio::test]
+async fn a_host_is_told_what_was_received() {
+    let mut w = World::new().await;
+    w.add_aged(3, mins(30));
+    let empty = w.add_aged(2, mins(20));
+    w.sim.faults().next_for_blob(&empty, 1, answer("[]"));
+    w.run_for(mins(30)).await;
+    assert_eq!(w.fetches(&empty), 2);
+    // All events of `World` are of one length; around them are brackets and commas.
+    let body = |events: usize| events * event(0, w.clock.now()).len() + events + 1;
+    assert_eq!(w.host.received(), (body(3) + "[]".len() + body(2)) as u64);
+    w.assert_clean();
 }

@@ -17,6 +17,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::watch::Watch;
+use crate::world::SOURCE;
 
 /// How the host answers a batch.
 #[derive(Clone, Copy)]
@@ -40,6 +41,7 @@ pub struct Recorder {
     watch: Arc<Watch>,
     inner: Mutex<Inner>,
     activity: AtomicU64,
+    received: AtomicU64,
 }
 
 struct Inner {
@@ -64,11 +66,16 @@ impl Recorder {
             refused: 0,
             held_bytes_max: 0,
         };
-        Self { watch, inner: Mutex::new(inner), activity: AtomicU64::new(0) }
+        Self { watch, inner: Mutex::new(inner), activity: AtomicU64::new(0), received: AtomicU64::new(0) }
     }
 
     pub fn activity(&self) -> u64 {
         self.activity.load(Ordering::SeqCst)
+    }
+
+    /// Bytes of content, as [`Host::received`] was told.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::SeqCst)
     }
 
     pub fn answer(&self, manner: Manner) {
@@ -312,5 +319,10 @@ impl Host for RecordingHost {
 
     fn health(&self, _source: &str, health: Health) {
         self.recorder.inner.lock().unwrap().health.push(health);
+    }
+
+    fn received(&self, source: &str, bytes: usize) {
+        assert_eq!(source, SOURCE);
+        self.recorder.received.fetch_add(bytes as u64, Ordering::SeqCst);
     }
 }

@@ -136,6 +136,10 @@ impl Host for FencedHost {
     fn health(&self, source: &str, health: Health) {
         self.host.health(source, health);
     }
+
+    fn received(&self, source: &str, bytes: usize) {
+        self.host.received(source, bytes);
+    }
 }
 
 #[cfg(test)]

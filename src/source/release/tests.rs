@@ -612,6 +612,7 @@ async fn open(agent: &Arc<Agent>, settings: &HoldSettings) -> (FetchContext, Joi
         healed: opened.healed,
         ledger: opened.handle,
         store: host.state(),
+        host: host.clone(),
         deliverer: Deliverer::new(host.clone(), clock.clone(), reporter),
         budget: Budget::new(1 << 20, &Pool::default()),
         buffers: crate::host::Buffers::default(),
