@@ -19,8 +19,9 @@ fn most_in_a_minute(fleet: &Fleet) -> usize {
 /// One process asks for nearly all there is in a minute and ends; the next one has more to read than that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_takes_over_stays_within_the_quota_that_the_former_one_used() {
-    const QUOTA: usize = 2000;
+    const QUOTA: usize = 500;
     let Some(mut fleet) = Fleet::new(1).await else { return };
+    fleet.keys = format!("max_requests_per_minute = {QUOTA}\n");
     let now = fleet.sim.now() - jiff::SignedDuration::from_mins(30);
     for number in 0..QUOTA * 2 {
         let event = format!(
