@@ -7,7 +7,8 @@
 //!
 //! `causes` is the table of AADSTS codes, [`certificate`] signs the assertion of a client certificate, `forms` sorts
 //! its files and `key_pair` opens them, [`identity`] requests tokens from a managed identity's end point, and `network`
-//! explains why there was no answer. There is no chain of credentials: the configuration names one, and that one works or fails.
+//! explains why there was no answer. There is no chain of credentials: the configuration names one, and that one works
+//! or fails.
 
 mod causes;
 pub mod certificate;
