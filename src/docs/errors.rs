@@ -200,6 +200,7 @@ fn of_listeners() -> Vec<Occasion> {
     let socket = || PathBuf::from("/var/lib/m365-audit/control.sock");
     let errors = [
         ControlError::Listen { path: socket(), source: denied() },
+        ControlError::MountGone { path: socket(), mount: PathBuf::from("/var/lib/m365-audit") },
         ControlError::Denied { path: socket(), source: denied() },
         ControlError::Broken { why: "it closed the connection".to_owned() },
         ControlError::Version { theirs: 2 },

@@ -271,9 +271,16 @@ async fn nothing_is_written_beneath_the_mount_of_an_output_or_a_state_that_went_
     place.until("all is well", |place| place.status()["state"] == "healthy").await;
     drop(data);
     place.until("the state is missed", |place| place.log().contains("state-mount-gone: ")).await;
+    // Told by the check that would have made the socket anew.
+    place.until("the socket is missed", |place| place.log().contains("control-mount-gone: ")).await;
     // No socket, no lock, no state.
     let left: Vec<_> = fs::read_dir(place.at("data")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, Vec::<std::ffi::OsString>::new(), "beneath");
+    // Mounted again, all goes on by itself.
+    let data = Mounted::at(&place.at("data"), "size=64m").unwrap();
+    place.publish(3);
+    place.until_delivered(6 * EVENTS_PER_BLOB).await;
+    place.until("it can be asked again", |place| place.status()["state"] == "degraded").await;
     drop(running);
-    drop(logs);
+    drop((logs, data));
 }

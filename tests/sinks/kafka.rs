@@ -93,9 +93,17 @@ impl Cluster {
         self.1.get()
     }
 
+    /// Away: each connection ends at its first request. The mock's own "down" binds its port a second time, which
+    /// fails (and aborts the process) while a program that another test just started still has the first listener,
+    /// between its `fork` and its `exec`.
     pub fn set_away(&self, is_away: bool) {
         self.1.set(is_away);
-        if is_away { self.0.broker_down(-1) } else { self.0.broker_up(-1) }.unwrap();
+        for api in [Api::ApiVersion, Api::Metadata, Api::InitProducerId, Api::Produce] {
+            match is_away {
+                true => self.0.request_errors(api, &[Answer::RD_KAFKA_RESP_ERR__TRANSPORT; 100_000]),
+                false => self.0.clear_request_errors(api),
+            }
+        }
     }
 
     pub fn read(&self) -> Vec<Message> {

@@ -5,7 +5,8 @@
 //! several response lines may follow. The user that runs the process and root may send requests. The file is 0600, and
 //! the peer's user is checked in addition, because the mode is set a moment after the file is created. A process that
 //! dies leaves the file. As the state's lock is held before the socket is created, a socket without a listener belongs
-//! to no process and is replaced. A socket file that is removed while the process runs is created again.
+//! to no process and is replaced. A socket file that is removed while the process runs is created again, but not in the
+//! directory beneath a mount that went away.
 //!
 //! Does not know how a request is carried out: it assembles `status` from the process's measurements, and passes a
 //! back-fill to the source and a move of positions to the owner of the sources.
@@ -27,6 +28,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::place::{MountPlace, PlaceChange};
 use super::registry::{Registry, RunningSource};
 use super::status::{Monitor, Status};
 use crate::clock::Clock;
@@ -173,6 +175,14 @@ pub enum ControlError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The file system of the socket is no longer mounted.
+    #[error("what was mounted at `{}` is not mounted any more, and with it the control socket `{}`; nothing is made beneath it, and `status`, `backfill` and `state set` cannot reach this process", mount.display(), path.display())]
+    MountGone {
+        /// The socket.
+        path: PathBuf,
+        /// Where it was mounted.
+        mount: PathBuf,
+    },
     /// The socket may not be used by this user.
     #[error("cannot ask the running process through `{}`: {source}", path.display())]
     Denied {
@@ -199,6 +209,7 @@ impl Actionable for ControlError {
     fn slug(&self) -> &'static str {
         match self {
             Self::Listen { .. } => "control-not-listening",
+            Self::MountGone { .. } => "control-mount-gone",
             Self::Denied { .. } => "control-denied",
             Self::Broken { .. } => "control-broken",
             Self::Version { .. } => "control-version",
@@ -219,6 +230,7 @@ impl Actionable for ControlError {
             Self::Listen { .. } => "records are read and delivered all the same; check the permissions of its directory, \
                                     or set `control_socket` to another path"
                 .into(),
+            Self::MountGone { .. } => "mount it again: the socket is made anew by itself".into(),
             Self::Denied { .. } => "run this as the user the service runs as, or as root".into(),
             Self::Broken { .. } => {
                 "look at its log, then run the same command again: a back-fill goes on where it was".into()
@@ -309,6 +321,21 @@ pub struct ControlServer {
     /// Device and inode of the socket.
     identity: (u64, u64),
     owner: u32,
+    /// Where its directory is mounted; `None` when that could not be read.
+    place: Option<MountPlace>,
+    /// Why it could not be made anew, once that was logged.
+    trouble: Option<String>,
+}
+
+/// The result of a check of the socket's name.
+#[derive(Debug, PartialEq, Eq)]
+enum SocketState {
+    /// It is there, or something that is left alone.
+    AsLeft,
+    /// It is gone.
+    Gone,
+    /// The file system that it was on is no longer mounted here.
+    MountGone(PathBuf),
 }
 
 impl ControlServer {
@@ -338,27 +365,41 @@ impl ControlServer {
         let owner = fs::metadata(&new)?.uid();
         fs::rename(&new, path)?;
         let identity = identity(path)?;
-        Ok(Self { listener, path: path.to_owned(), identity, owner })
+        let place = path.parent().and_then(|dir| MountPlace::of(dir).ok());
+        Ok(Self { listener, path: path.to_owned(), identity, owner, place, trouble: None })
     }
 
-    /// Waits, then checks whether the socket's name is gone. Another file under that name is left alone. Without its
-    /// directory the state is gone, too; the code that writes the state again creates the directory. The check runs on
-    /// a thread of its own, since a file system that hangs must not block this process.
-    fn look(&self, clock: &dyn Clock) -> BoxFuture<'static, bool> {
-        let (pause, path) = (clock.sleep(LOOK_EVERY), self.path.clone());
+    /// Waits, then checks whether the socket's name is gone. The check runs on a thread of its own, since a file system
+    /// that hangs must not block this process.
+    fn look(&self, clock: &dyn Clock) -> BoxFuture<'static, SocketState> {
+        let (pause, path, place) = (clock.sleep(LOOK_EVERY), self.path.clone(), self.place.clone());
         Box::pin(async move {
             pause.await;
-            tokio::task::spawn_blocking(move || is_gone(&path)).await.unwrap_or(false)
+            let looked = tokio::task::spawn_blocking(move || state_of(&path, place.as_ref()));
+            looked.await.unwrap_or(SocketState::AsLeft)
         })
     }
 
-    fn make_anew(&mut self) {
-        match Self::listen(&self.path) {
+    /// Acts on a check: makes a socket that is gone anew, but not beneath a mount that went away. A reason that holds
+    /// is logged once.
+    fn repair(&mut self, found: SocketState) {
+        let outcome = match found {
+            SocketState::AsLeft => return self.trouble = None,
+            SocketState::Gone => Self::bind(&self.path),
+            SocketState::MountGone(mount) => Err(ControlError::MountGone { path: self.path.clone(), mount }),
+        };
+        match outcome {
             Ok(anew) => {
                 tracing::warn!(path = %self.path.display(), "the control socket was removed while this process ran, and was made anew");
                 *self = anew;
             }
-            Err(error) => tracing::debug!("control socket: {error}"),
+            Err(error) => {
+                let why = format!("{}: {error} (hint: {})", error.slug(), error.hint());
+                if self.trouble.as_ref() != Some(&why) {
+                    tracing::warn!("{why}");
+                }
+                self.trouble = Some(why);
+            }
         }
     }
 
@@ -371,10 +412,8 @@ impl ControlServer {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 Some(_) = connections.join_next() => continue,
-                is_gone = &mut looked => {
-                    if is_gone {
-                        self.make_anew();
-                    }
+                found = &mut looked => {
+                    self.repair(found);
                     looked = self.look(&*backend.clock);
                     continue;
                 }
@@ -409,9 +448,20 @@ impl ControlServer {
     }
 }
 
-fn is_gone(path: &Path) -> bool {
-    identity(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-        && path.parent().is_some_and(Path::is_dir)
+/// Checks the socket's name. Another file under that name is left alone. Without its directory the state is gone, too;
+/// the code that writes the state again creates the directory.
+fn state_of(path: &Path, place: Option<&MountPlace>) -> SocketState {
+    let Some(dir) = path.parent().filter(|dir| dir.is_dir()) else { return SocketState::AsLeft };
+    if !identity(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return SocketState::AsLeft;
+    }
+    match (MountPlace::of(dir), place) {
+        (Ok(now), Some(known)) if now.since(known) != PlaceChange::No => {
+            SocketState::MountGone(known.mount().to_owned())
+        }
+        (Ok(_), _) => SocketState::Gone,
+        (Err(_), _) => SocketState::AsLeft,
+    }
 }
 
 /// Removes a socket without a listener.
@@ -785,19 +835,43 @@ mod tests {
         let path = dir.path().join("data/control.sock");
         let mut server = ControlServer::bind(&path).unwrap();
         let first = server.identity;
-        assert!(!is_gone(&path), "it is there");
+        let state = |server: &ControlServer| state_of(&path, server.place.as_ref());
+        assert_eq!(state(&server), SocketState::AsLeft, "it is there");
         fs::remove_file(&path).unwrap();
-        assert!(is_gone(&path));
-        server.make_anew();
+        assert_eq!(state(&server), SocketState::Gone);
+        server.repair(SocketState::Gone);
         assert_ne!(server.identity, first);
         assert!(Client::connect(&path).await.unwrap().is_some());
         fs::remove_dir_all(dir.path().join("data")).unwrap();
-        assert!(!is_gone(&path), "the directory is the state's to make");
+        assert_eq!(state(&server), SocketState::AsLeft, "the directory is the state's to make");
         fs::create_dir(dir.path().join("data")).unwrap();
         fs::write(&path, "another's").unwrap();
-        assert!(!is_gone(&path));
-        server.make_anew();
+        assert_eq!(state(&server), SocketState::AsLeft);
+        server.repair(SocketState::Gone);
         assert_eq!(fs::read_to_string(&path).unwrap(), "another's");
+        assert!(server.trouble.as_ref().unwrap().starts_with("control-not-listening: "), "{:?}", server.trouble);
+    }
+
+    #[tokio::test]
+    async fn no_socket_is_made_beneath_a_mount_that_went_away_and_one_is_when_it_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let mut server = ControlServer::bind(&path).unwrap();
+        let here = server.place.clone();
+        // As if the directory was a mount of its own, which is gone.
+        server.place = Some(MountPlace { directory: Some((1, 1)), mount: Some(dir.path().to_owned()) });
+        fs::remove_file(&path).unwrap();
+        for _ in 0..2 {
+            let found = state_of(&path, server.place.as_ref());
+            assert_eq!(found, SocketState::MountGone(dir.path().to_owned()));
+            server.repair(found);
+            assert!(!path.exists());
+            assert!(server.trouble.as_ref().unwrap().starts_with("control-mount-gone: "), "{:?}", server.trouble);
+        }
+        server.place = here;
+        server.repair(state_of(&path, server.place.as_ref()));
+        assert!(path.exists());
+        assert_eq!(server.trouble, None);
     }
 
     #[test]
