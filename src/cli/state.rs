@@ -509,6 +509,8 @@ async fn retry_beside(config: &Config, name: &str) -> Result<Retried, Failure> {
 
 async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String, Retried)>, Failure> {
     let clock: Arc<dyn Clock> = SystemClock::new();
+    // A state that is missing has nothing set aside, and opening it for writing would make one.
+    opened::for_reading(config).await?;
     let store = opened::alone(config)?;
     let memory = super::run::SinkMemory::load(&store).await?;
     let mut sources = Vec::new();

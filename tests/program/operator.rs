@@ -572,6 +572,19 @@ async fn a_position_set_forward_asks_first_passes_over_and_leaves_a_gap_record()
     place.run_badly(&["state", "set", "--source", "x", "--from", "1d"], 64, "no source is named").await;
 }
 
+/// Such as with `data_dir` on a mount that is not there, while the process that has the state runs on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_asks_a_state_that_is_missing_says_so_and_makes_none() {
+    let place = Place::new(3, 5, 6 * 3600, "").await;
+    fs::create_dir(place.at("data")).unwrap();
+    let asked = ["state show", "state retry", "state export", "report"].map(|command| (command, 73));
+    for (command, exit) in asked.into_iter().chain([("receipts verify", 66)]) {
+        let args: Vec<&str> = command.split(' ').collect();
+        place.run_badly(&args, exit, "state-missing").await;
+        assert_eq!(fs::read_dir(place.at("data")).unwrap().count(), 0, "{args:?}");
+    }
+}
+
 /// Runs a command that needs no configuration, with these lines on standard input.
 fn answer(dir: &std::path::Path, args: &[&str], input: &str) -> Output {
     use std::io::Write as _;
