@@ -38,7 +38,8 @@ fn shape(text: &str) -> String {
     for line in text.lines() {
         // Of an event and of a sum over events only the kind of line counts.
         let word = line.split_whitespace().next().unwrap_or_default();
-        if word.len() > 10 && word.starts_with("20") {
+        // Events, and what was listed: which of them are last, the order of the answers decides.
+        if word == "listed" || word.len() > 10 && word.starts_with("20") {
             continue;
         }
         if ["severity", "category"].contains(&word) {
