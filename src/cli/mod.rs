@@ -39,6 +39,7 @@ pub mod state;
 pub mod status;
 pub mod tenant;
 pub mod transfer;
+mod unopened;
 pub mod usage;
 pub mod validate;
 mod work;

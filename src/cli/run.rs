@@ -19,6 +19,7 @@ use super::keeping::keeping;
 use super::purge;
 use super::seat::{ClusterSeat, refuse_in_cluster, warn_of_durability};
 use super::service::Service;
+use super::unopened::UnopenedSink;
 use super::{Failure, loaded, logging, opened};
 use crate::checkpoint::journal::Keeping;
 use crate::checkpoint::moving::{self, Move};
@@ -65,6 +66,9 @@ pub struct RunArgs {
     pub stop_on_stdin_eof: bool,
 }
 
+/// A sink that could not be opened is tried again this often.
+const OPEN_AGAIN_EVERY: Duration = Duration::from_secs(5);
+
 /// With fewer connections to Microsoft than these tenants wait for each other.
 const FEW_CONNECTIONS: usize = 256;
 
@@ -94,6 +98,8 @@ struct Process {
     /// The state under `data_dir`; `None` in a cluster.
     store: Option<Arc<SqliteStore>>,
     memory: SinkMemory,
+    /// Sinks that the last reload could not open, and why. They are tried again.
+    unopened: BTreeMap<String, String>,
     receipts: Option<Keeping>,
     service: Service,
     alike: Alike,
@@ -195,6 +201,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         purges,
         store,
         memory,
+        unopened: BTreeMap::new(),
         receipts,
         service: Service::find(),
         alike: log.alike.clone(),
@@ -250,9 +257,12 @@ impl Process {
         let mut reader_gone = std::pin::pin!(stdout::reader_gone());
         self.service.ready(&self.standing());
         let mut beats = self.service.beat().map(tokio::time::interval);
+        let mut tries = tokio::time::interval(OPEN_AGAIN_EVERY);
+        tries.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = beat(&mut beats) => self.service.alive(),
+                _ = tries.tick(), if !self.unopened.is_empty() => self.open_again().await,
                 // In a cluster a process may have no tenant for a while.
                 ended = self.tasks.join_next(), if self.cluster.is_none() || !self.tasks.is_empty() => match ended {
                     Some(Ok((name, result))) => self.ended(&name, result),
@@ -543,6 +553,39 @@ impl Process {
         Some(new)
     }
 
+    /// Opens a sink of this configuration. If that fails, its sources wait, and it is tried again until it succeeds.
+    async fn put_sink(&mut self, config: &Config, name: &str) {
+        let error = match sink_spec(config, name, &self.memory) {
+            Ok(spec) => {
+                self.host.put_sink(spec, SINK_GRACE).await;
+                if self.unopened.remove(name).is_some() {
+                    tracing::info!(sink = %name, "the sink is open, its sources go on");
+                }
+                return;
+            }
+            Err(error) => error.message.replace("\n  ", "; "),
+        };
+        if self.unopened.get(name) == Some(&error) {
+            return;
+        }
+        tracing::error!(sink = %name, "the sink cannot be opened, its sources wait, and it is tried again: {error}");
+        if let Some(entry) = config.sinks.get(name) {
+            let (inputs, selection) = (inputs_of(config, name, entry), Selection::of(&entry.selection));
+            let sink = Box::new(UnopenedSink::new(error.clone()));
+            self.host.put_sink(SinkSpec { name: name.to_owned(), inputs, selection, sink }, Duration::ZERO).await;
+        }
+        self.unopened.insert(name.to_owned(), error);
+    }
+
+    /// Tries the sinks again that could not be opened.
+    async fn open_again(&mut self) {
+        let config = self.config.clone();
+        for name in self.unopened.keys().cloned().collect::<Vec<_>>() {
+            self.service.alive();
+            self.put_sink(&config, &name).await;
+        }
+    }
+
     /// Applies the present configuration file; one with problems changes nothing.
     async fn reload(&mut self) {
         let Some(new) = self.read_again().await else { return };
@@ -576,22 +619,20 @@ impl Process {
             self.service.alive();
             let known = self.config.sinks.get(name);
             match known {
-                Some(known) if known.sink == entry.sink => {
+                Some(known) if known.sink == entry.sink && !self.unopened.contains_key(name) => {
                     self.host.set_inputs(name, inputs_of(&new, name, entry));
                     self.host.set_selection(name, Selection::of(&entry.selection));
                 }
                 _ => {
                     self.host.stop_sink(name, SINK_GRACE).await;
-                    match sink_spec(&new, name, &self.memory) {
-                        Ok(spec) => self.host.put_sink(spec, SINK_GRACE).await,
-                        Err(error) => tracing::error!(sink = %name, "sink not changed, its sources wait: {error}"),
-                    }
+                    self.put_sink(&new, name).await;
                 }
             }
         }
         for name in self.config.sinks.keys().filter(|name| !new.sinks.contains_key(*name)) {
             self.service.alive();
             self.host.remove_sink(name, SINK_GRACE).await;
+            self.unopened.remove(name);
         }
         self.fleet.set_reading_max(new.catch_up_tenants_max);
         self.alike.set_tenants(new.sources.len());
@@ -640,7 +681,11 @@ fn serve_control(
     monitor: Arc<Monitor>,
     stop: &CancellationToken,
 ) -> tokio::task::JoinHandle<()> {
-    let server = ControlServer::bind(&config.control_socket());
+    let socket = config.control_socket();
+    let server = ControlServer::bind(&socket).map(|server| match socket.starts_with(&config.data_dir) {
+        true => server,
+        false => server.making_its_directory(),
+    });
     if let Err(error) = &server {
         tracing::warn!("{}: {error} (hint: {})", error.slug(), error.hint());
     }

@@ -28,7 +28,9 @@ use crate::host::StateError;
 use crate::hosts::embedded::control::ControlError;
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::receipts_key::KeyError;
-use crate::hosts::embedded::store::{LOST_HINT, MOUNT_HINT, REMOVED_HINT, REPLACED_HINT, StoreError};
+use crate::hosts::embedded::store::{
+    LOG_HINT, LOST_HINT, MOUNT_HINT, OVER_HINT, REMOVED_HINT, REPLACED_HINT, StoreError,
+};
 use crate::hosts::file::{FileSinkError, NEW_STATE_HINT, SHORTER_HINT};
 use crate::hosts::net::NetSinkError;
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
@@ -479,6 +481,8 @@ const WRITTEN: &[WrittenError] = &[
     ("state-removed", "a file of the state was removed or moved away while the process ran; it is written anew from what the process holds", REMOVED_HINT, "the state while running: log and health (`src/hosts/embedded/store/writer.rs`)"),
     ("state-replaced", "another file was put in the place of the state while the process ran, or it was cut; it is left alone, and nothing is written until that is settled", REPLACED_HINT, "the state while running: log and health (`src/hosts/embedded/store/writer.rs`)"),
     ("state-mount-gone", "what `data_dir` lies on is not mounted any more; nothing is written beneath it, and no position moves", MOUNT_HINT, "the state while running: log and health (`src/hosts/embedded/store/writer.rs`)"),
+    ("state-log-grows", "the log of the state has over 64 MiB, since another program reads the state without end, or its file cannot be written; commits go on until the disk is full", LOG_HINT, "the state while running: log and health (`src/hosts/embedded/store/writer.rs`)"),
+    ("state-mounted-over", "a file system was mounted over `data_dir` while the process ran, and the state lies beneath it; nothing is written, and no position moves", OVER_HINT, "the state while running: log and health (`src/hosts/embedded/store/writer.rs`)"),
     ("blob-expiry-near", "blobs that could not be read so far expire within a day", "act on the reason the log gives for them: a proxy or filter that cuts large answers is the usual one", LOOP),
     ("turn-awaited", "a tenant waits for its turn to be read: for long, or while the oldest of it is gone within a day", "nothing is lost while it waits, and what expires goes first; see in `status` whether a sink takes nothing, or raise `catch_up_tenants_max` where there is memory for it (some 3 MB a tenant)", LOOP),
     ("blobs-failing", "blobs cannot be read, and are tried until they expire", "look for a proxy or filter that cuts large answers", LOOP),

@@ -167,6 +167,18 @@ struct OpenFile {
     end: u64,
     /// The length up to which the file is valid, if the rest could not be truncated or synced.
     cut_back_to: Option<u64>,
+    tail: Tail,
+}
+
+/// What the file ends in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    /// A whole record of this sink.
+    Whole,
+    /// Perhaps a part of a record: others cut it.
+    Cut,
+    /// Perhaps a part of a line that another program appended.
+    OfAnother,
 }
 
 impl FileSink {
@@ -235,13 +247,18 @@ impl FileSink {
         if open.cut_back_to.is_some() || !open.storage.file().metadata().is_ok_and(|m| rotation.is_due(&m)) {
             return;
         }
-        match rotation.rename(&self.path) {
+        // A link stays: what it leads to is renamed, where that lies.
+        let path = match self.path.is_symlink() {
+            true => self.path.canonicalize().unwrap_or_else(|_| self.path.clone()),
+            false => self.path.clone(),
+        };
+        match rotation.rename(&path) {
             Ok(to) => {
-                tracing::info!(path = %self.path.display(), to = %to.display(), "file was renamed, beginning a new one");
+                tracing::info!(path = %path.display(), to = %to.display(), "file was renamed, beginning a new one");
                 self.open = None;
                 self.stuck = false;
                 self.remembered.begins_anew();
-                rotation.delete_old(&self.path);
+                rotation.delete_old(&path);
             }
             Err(error) if !self.stuck => {
                 self.stuck = true;
@@ -267,10 +284,11 @@ impl FileSink {
             }
             let place = self.place()?;
             let file = open_for_append(&self.path, self.mode)?;
-            self.found(&file, place).map_err(|source| self.not_writable(source))?;
+            // Before its length is remembered.
             cut_torn_line(&file, &self.path)?;
+            self.found(&file, place).map_err(|source| self.not_writable(source))?;
             let end = file.metadata().map_err(|source| self.not_writable(source))?.len();
-            self.open = Some(OpenFile { storage: (self.wrap)(file), end, cut_back_to: None });
+            self.open = Some(OpenFile { storage: (self.wrap)(file), end, cut_back_to: None, tail: Tail::Whole });
         }
         Err(self.not_writable(io::Error::other("its name keeps pointing to another file")))
     }
@@ -356,8 +374,33 @@ impl FileSink {
             self.remembered.accepted(open.storage.file())?;
             self.remembered.store();
             open.cut_back_to = None;
+            open.tail = Tail::Cut;
+        } else if length > open.end && open.cut_back_to.is_none() {
+            open.tail = Tail::OfAnother;
         }
         open.end = length;
+        Ok(())
+    }
+
+    /// Has the next record begin on a line of its own, after others changed the file.
+    fn mend_tail(&mut self) -> Result<(), FileSinkError> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let failed = |source| FileSinkError::NotWritable { path: self.path.clone(), source };
+        match open.tail {
+            Tail::Whole => return Ok(()),
+            Tail::Cut => cut_torn_line(open.storage.file(), &self.path)?,
+            // Whoever writes there may go on with its line, so its bytes stay.
+            Tail::OfAnother => {
+                let length = open.storage.file().metadata().map_err(failed)?.len();
+                if end_of_last_line(open.storage.file(), length).map_err(failed)? < length {
+                    append_all(&mut *open.storage, b"\n").map_err(failed)?;
+                }
+            }
+        }
+        open.tail = Tail::Whole;
+        open.end = open.storage.file().metadata().map_err(failed)?.len();
+        self.remembered.accepted(open.storage.file()).map_err(failed)?;
+        self.remembered.store();
         Ok(())
     }
 
@@ -380,6 +423,9 @@ impl FileSink {
         if let Err(source) = self.check_length() {
             return (0, Some(self.not_writable(source)));
         }
+        if let Err(error) = self.mend_tail() {
+            return (0, Some(error));
+        }
         let Some(open) = &mut self.open else { return (0, None) };
         let (written, failure) = open.append_group(batches);
         let failure = failure.map(|source| FileSinkError::NotWritable { path: self.path.clone(), source });
@@ -397,6 +443,7 @@ impl FileSink {
         if after.len() < open.end {
             // Truncated during the write: part of the group may be lost.
             let was = std::mem::replace(&mut open.end, after.len());
+            open.tail = Tail::Cut;
             self.remembered.report_cut(Differs::Shorter { was }, after.len());
             let _ = self.remembered.accepted(open.storage.file());
             return (0, Some(FileSinkError::CutMeanwhile { path: self.path.clone() }));
@@ -404,6 +451,7 @@ impl FileSink {
         if after.len() > open.end {
             // Another program appends, too, so the place of this sink's last bytes is unknown.
             open.end = after.len();
+            open.tail = Tail::OfAnother;
             let _ = self.remembered.accepted(open.storage.file());
             self.remembered.store();
         } else {

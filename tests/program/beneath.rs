@@ -284,3 +284,44 @@ async fn nothing_is_written_beneath_the_mount_of_an_output_or_a_state_that_went_
     drop(running);
     drop((logs, data));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sink_that_a_reload_cannot_open_holds_its_sources_and_is_opened_as_soon_as_that_works() {
+    let place = Place::new("").await;
+    place.publish(2);
+    let running = place.start();
+    place.until_delivered(2 * EVENTS_PER_BLOB).await;
+    // A new sink, whose directory is a file.
+    fs::write(place.at("archive"), "in the way").unwrap();
+    let archive = place.at("archive/out.ndjson");
+    place.configure(&format!("[sinks.archive]\ntype = \"file\"\npath = {archive:?}\ninputs = [\"tenant\"]\n"));
+    let reload = || {
+        let id = rustix::process::Pid::from_child(&running.0);
+        rustix::process::kill_process(id, rustix::process::Signal::HUP).unwrap();
+    };
+    reload();
+    let reason = |place: &Place| {
+        let status = place.status();
+        let sinks = status["sinks"].as_array().cloned().unwrap_or_default();
+        let archive = sinks.into_iter().find(|sink| sink["name"] == "archive");
+        archive.map(|archive| archive["reason"].to_string()).unwrap_or_default()
+    };
+    place.until("it is told", |place| reason(place).contains("archive")).await;
+    // Nothing counts as delivered without it, whatever the other sink has, and a second reload alters nothing.
+    place.publish(2);
+    place.until_delivered(4 * EVENTS_PER_BLOB).await;
+    reload();
+    place.until("a write was refused", |place| place.log().contains("sink does not take records")).await;
+    let pending = |place: &Place| {
+        let status = place.status();
+        let streams = status["sources"][0]["streams"].as_array().cloned().unwrap_or_default();
+        streams.iter().filter_map(|stream| stream["pending"].as_u64()).sum::<u64>()
+    };
+    place.until("its blobs are not settled", |place| pending(place) > 0).await;
+    fs::remove_file(place.at("archive")).unwrap();
+    let lines = |place: &Place| fs::read_to_string(place.at("archive/out.ndjson")).unwrap_or_default().lines().count();
+    place.until("it has what came since", |place| lines(place) == 2 * EVENTS_PER_BLOB).await;
+    place.until("all is settled", |place| pending(place) == 0).await;
+    assert_eq!(place.delivered().len(), 4 * EVENTS_PER_BLOB);
+    assert!(place.delivered().values().all(|count| *count == 1), "the other sink has each once");
+}

@@ -323,6 +323,8 @@ pub struct ControlServer {
     owner: u32,
     /// Where its directory is mounted; `None` when that could not be read.
     place: Option<MountPlace>,
+    /// Its directory is made anew, too, and not left to whoever writes the state.
+    makes_directory: bool,
     /// Why it could not be made anew, once that was logged.
     trouble: Option<String>,
 }
@@ -366,16 +368,24 @@ impl ControlServer {
         fs::rename(&new, path)?;
         let identity = identity(path)?;
         let place = path.parent().and_then(|dir| MountPlace::of(dir).ok());
-        Ok(Self { listener, path: path.to_owned(), identity, owner, place, trouble: None })
+        Ok(Self { listener, path: path.to_owned(), identity, owner, place, makes_directory: false, trouble: None })
+    }
+
+    /// Has its directory made anew when that is gone. For a socket outside `data_dir`, which the state makes anew.
+    #[must_use]
+    pub fn making_its_directory(mut self) -> Self {
+        self.makes_directory = true;
+        self
     }
 
     /// Waits, then checks whether the socket's name is gone. The check runs on a thread of its own, since a file system
     /// that hangs must not block this process.
     fn look(&self, clock: &dyn Clock) -> BoxFuture<'static, SocketState> {
         let (pause, path, place) = (clock.sleep(LOOK_EVERY), self.path.clone(), self.place.clone());
+        let makes_directory = self.makes_directory;
         Box::pin(async move {
             pause.await;
-            let looked = tokio::task::spawn_blocking(move || state_of(&path, place.as_ref()));
+            let looked = tokio::task::spawn_blocking(move || state_of(&path, place.as_ref(), makes_directory));
             looked.await.unwrap_or(SocketState::AsLeft)
         })
     }
@@ -389,7 +399,8 @@ impl ControlServer {
             SocketState::MountGone(mount) => Err(ControlError::MountGone { path: self.path.clone(), mount }),
         };
         match outcome {
-            Ok(anew) => {
+            Ok(mut anew) => {
+                anew.makes_directory = self.makes_directory;
                 tracing::warn!(path = %self.path.display(), "the control socket was removed while this process ran, and was made anew");
                 *self = anew;
             }
@@ -448,19 +459,19 @@ impl ControlServer {
     }
 }
 
-/// Checks the socket's name. Another file under that name is left alone. Without its directory the state is gone, too;
-/// the code that writes the state again creates the directory.
-fn state_of(path: &Path, place: Option<&MountPlace>) -> SocketState {
-    let Some(dir) = path.parent().filter(|dir| dir.is_dir()) else { return SocketState::AsLeft };
-    if !identity(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+/// Checks the socket's name. Another file under that name is left alone. Where a file system was mounted over it, whoever
+/// asks looks above, so it is made there.
+fn state_of(path: &Path, place: Option<&MountPlace>, makes_directory: bool) -> SocketState {
+    let (Some(dir), Err(error)) = (path.parent(), identity(path)) else { return SocketState::AsLeft };
+    if error.kind() != io::ErrorKind::NotFound {
         return SocketState::AsLeft;
     }
     match (MountPlace::of(dir), place) {
-        (Ok(now), Some(known)) if now.since(known) != PlaceChange::No => {
+        (Ok(now), Some(known)) if now.since(known) == PlaceChange::Elsewhere => {
             SocketState::MountGone(known.mount().to_owned())
         }
-        (Ok(_), _) => SocketState::Gone,
-        (Err(_), _) => SocketState::AsLeft,
+        (Ok(now), _) if now.directory.is_some() || makes_directory => SocketState::Gone,
+        _ => SocketState::AsLeft,
     }
 }
 
@@ -835,7 +846,7 @@ mod tests {
         let path = dir.path().join("data/control.sock");
         let mut server = ControlServer::bind(&path).unwrap();
         let first = server.identity;
-        let state = |server: &ControlServer| state_of(&path, server.place.as_ref());
+        let state = |server: &ControlServer| state_of(&path, server.place.as_ref(), server.makes_directory);
         assert_eq!(state(&server), SocketState::AsLeft, "it is there");
         fs::remove_file(&path).unwrap();
         assert_eq!(state(&server), SocketState::Gone);
@@ -844,6 +855,9 @@ mod tests {
         assert!(Client::connect(&path).await.unwrap().is_some());
         fs::remove_dir_all(dir.path().join("data")).unwrap();
         assert_eq!(state(&server), SocketState::AsLeft, "the directory is the state's to make");
+        let outside = server.making_its_directory();
+        assert_eq!(state(&outside), SocketState::Gone, "and its own outside `data_dir`");
+        let mut server = ControlServer { makes_directory: false, ..outside };
         fs::create_dir(dir.path().join("data")).unwrap();
         fs::write(&path, "another's").unwrap();
         assert_eq!(state(&server), SocketState::AsLeft);
@@ -862,14 +876,17 @@ mod tests {
         server.place = Some(MountPlace { directory: Some((1, 1)), mount: Some(dir.path().to_owned()) });
         fs::remove_file(&path).unwrap();
         for _ in 0..2 {
-            let found = state_of(&path, server.place.as_ref());
+            let found = state_of(&path, server.place.as_ref(), server.makes_directory);
             assert_eq!(found, SocketState::MountGone(dir.path().to_owned()));
             server.repair(found);
             assert!(!path.exists());
             assert!(server.trouble.as_ref().unwrap().starts_with("control-mount-gone: "), "{:?}", server.trouble);
         }
+        // The mount of a directory above, beneath which there is none.
+        let beneath = dir.path().join("deeper/control.sock");
+        assert!(matches!(state_of(&beneath, server.place.as_ref(), true), SocketState::MountGone(_)));
         server.place = here;
-        server.repair(state_of(&path, server.place.as_ref()));
+        server.repair(state_of(&path, server.place.as_ref(), server.makes_directory));
         assert!(path.exists());
         assert_eq!(server.trouble, None);
     }

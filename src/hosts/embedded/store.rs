@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::error::StoreError;
 use self::error::{NO_LOCKS, NO_SHARED_MEMORY, NO_SYNC, holder};
 pub(crate) use self::writer::sum;
-pub use self::writer::{LOST_HINT, MOUNT_HINT, REMOVED_HINT, REPLACED_HINT};
+pub use self::writer::{LOG_HINT, LOST_HINT, MOUNT_HINT, OVER_HINT, REMOVED_HINT, REPLACED_HINT};
 use self::writer::{StateWriter, StoreSignals, Task, state_error};
 use super::place::file_system_of;
 use crate::clock::Clock;

@@ -445,6 +445,7 @@ mod tests {
     const CASES: &[Case] = &[
         ("nothing", |_| {}, None),
         ("cut to a part", |p| cut(&p.path(), 30), Some("sink-file-shorter")),
+        ("cut to a part of the first record", |p| cut(&p.path(), 3), Some("sink-file-shorter")),
         ("cut to nothing", |p| cut(&p.path(), 0), Some("sink-file-shorter")),
         (
             "copytruncate",
@@ -453,6 +454,14 @@ mod tests {
                 cut(&p.path(), 0);
             },
             Some("sink-file-shorter"),
+        ),
+        (
+            "appended to by another program, in the middle of its line",
+            |p| {
+                let mut file = File::options().append(true).open(p.path()).unwrap();
+                std::io::Write::write_all(&mut file, b"{\"theirs\":").unwrap();
+            },
+            None,
         ),
         ("renamed", |p| fs::rename(p.path(), p.at("out.ndjson.1")).unwrap(), None),
         (
@@ -541,7 +550,9 @@ mod tests {
             assert_eq!(slug(notice(&sink)).as_deref(), *expected, "{what}");
             write(&mut sink, "{\"after\":2}");
             let text = fs::read_to_string(place.path()).unwrap();
-            assert!(text.ends_with("{\"after\":1}\n{\"after\":2}\n"), "{what}: {text}");
+            let last: Vec<&str> = text.lines().rev().take(2).collect();
+            assert_eq!(last, ["{\"after\":2}", "{\"after\":1}"], "{what}: each on a line of its own: {text}");
+            assert!(text.ends_with('\n'), "{what}: {text}");
         }
     }
 
@@ -681,6 +692,24 @@ mod tests {
         drop(sink);
         fs::rename(real.join("there.ndjson"), real.join("there.ndjson.2")).unwrap();
         assert_eq!(notice(&place.open()), None, "rotated where it lies");
+    }
+
+    #[test]
+    fn our_own_rotation_leaves_a_link_and_renames_what_it_leads_to() {
+        let place = TestSink::new();
+        let real = place.at("real");
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(real.join("there.ndjson"), place.path()).unwrap();
+        let rotation = super::super::Rotation { bytes: Some(8), age: None, keep: Some(2), clock: place.clock.clone() };
+        let mut sink = place.open().rotating(rotation);
+        for n in 0..5 {
+            write(&mut sink, &format!("{{\"n\":{n}}}"));
+        }
+        assert_eq!(notice(&sink), None);
+        assert!(place.path().is_symlink());
+        let names = |dir: &Path| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).count();
+        assert_eq!((names(place.dir.path()), names(&real)), (2, 3), "one, and the two that are kept");
+        assert_eq!(fs::read_to_string(real.join("there.ndjson")).unwrap(), "{\"n\":4}\n");
     }
 
     #[tokio::test]

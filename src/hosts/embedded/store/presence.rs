@@ -39,6 +39,8 @@ pub(super) enum FileState {
     Cut,
     /// The file system of `data_dir` is no longer mounted.
     MountGone(PathBuf),
+    /// A file system was mounted here over the files, which lie beneath it.
+    MountedOver(PathBuf),
     /// It cannot be looked at.
     Unseen(String),
 }
@@ -105,12 +107,14 @@ impl Presence {
     /// The kind of absence.
     fn absent(&self, path: &Path) -> FileState {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        match (MountPlace::of(dir), &self.place) {
-            (Ok(now), Some(known)) if now.since(known) != PlaceChange::No => {
-                FileState::MountGone(known.mount().to_owned())
-            }
-            (Err(error), _) => FileState::Unseen(error.to_string()),
-            _ => FileState::Gone(path.to_owned()),
+        let now = match MountPlace::of(dir) {
+            Ok(now) => now,
+            Err(error) => return FileState::Unseen(error.to_string()),
+        };
+        match self.place.as_ref().map(|known| (now.since(known), known)) {
+            Some((PlaceChange::Elsewhere, known)) => FileState::MountGone(known.mount().to_owned()),
+            Some((PlaceChange::Beneath, _)) => FileState::MountedOver(now.mount().to_owned()),
+            Some((PlaceChange::No, _)) | None => FileState::Gone(path.to_owned()),
         }
     }
 }

@@ -20,6 +20,11 @@ use crate::model::Actionable;
 /// How long health reports a state that was deleted and written again.
 const REPORTED_FOR: Duration = Duration::from_secs(3600);
 
+/// So large a log is reported: it is folded every 4 MiB, and grows only while that fails.
+const LOG_BYTES_MAX: u64 = 64 << 20;
+/// Of a page in the log.
+const PAGE_BYTES: u64 = 4 << 10;
+
 /// A task of the writer.
 #[derive(Debug)]
 pub(super) enum Task {
@@ -45,6 +50,8 @@ pub(super) struct StateWriter {
     pub(super) connection: Option<Connection>,
     /// Bytes in the log since it was last folded into the file, estimated.
     pub(super) unfolded_bytes: usize,
+    /// Why the log grows, once it is large.
+    unfolded: Option<String>,
     pub(super) presence: Presence,
     pub(super) path: PathBuf,
     pub(super) shared: Arc<StoreSignals>,
@@ -58,6 +65,7 @@ impl StateWriter {
         Self {
             connection: Some(connection),
             unfolded_bytes: 0,
+            unfolded: None,
             presence: Presence::of(path, &lock.0),
             path: path.to_owned(),
             shared,
@@ -117,7 +125,7 @@ impl StateWriter {
             Err(why) => Some(why.clone()),
             Ok(()) => match &self.repaired {
                 Some((at, what)) if at.elapsed() < REPORTED_FOR => Some(what.clone()),
-                _ => None,
+                _ => self.unfolded.clone(),
             },
         };
         self.shared.trouble.send_if_modified(|known| {
@@ -179,6 +187,10 @@ impl StateWriter {
             )),
             FileState::MountGone(mount) => Err(format!(
                 "state-mount-gone: what was mounted at `{}` is not mounted any more, and with it `{path}`; nothing is written beneath it (hint: {MOUNT_HINT})",
+                mount.display()
+            )),
+            FileState::MountedOver(mount) => Err(format!(
+                "state-mounted-over: `{}` is mounted now over `{path}`, which lies beneath it; nothing is written (hint: {OVER_HINT})",
                 mount.display()
             )),
             FileState::Unseen(why) => {
@@ -248,6 +260,7 @@ impl StateWriter {
         });
         self.connection = Some(opened.map_err(|error| message(&sqlite_error(&self.path, &error)))?);
         self.unfolded_bytes = 0;
+        self.unfolded = None;
         self.presence = Presence::of(&self.path, &self.lock.0);
         self.shared.written_anew.fetch_add(1, Ordering::Release);
         Ok(())
@@ -307,12 +320,27 @@ impl StateWriter {
     }
 
     /// Folds the log into the file, as far as readers allow. Failure costs only disk space: the log is equally durable.
+    /// So much of it that somebody has to act is reported.
     fn fold(&mut self) {
         self.unfolded_bytes = 0;
         let Some(connection) = &self.connection else { return };
-        if let Err(e) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-            tracing::debug!(error = %e, "state log was not folded into the state file");
-        }
+        let folded = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            Ok((row.get::<_, i64>("log")?.cast_unsigned(), row.get::<_, i64>("checkpointed")?.cast_unsigned()))
+        });
+        let log = with_suffix(&self.path, "-wal");
+        // The file keeps its greatest length; what is in use of it are the pages that SQLite counts.
+        let (bytes, cause) = match folded {
+            Ok((pages, folded)) if pages == folded => return self.unfolded = None,
+            Ok((pages, _)) => (pages.saturating_mul(PAGE_BYTES), "another program reads the state".to_owned()),
+            Err(error) => (fs::metadata(&log).map_or(0, |metadata| metadata.len()), error.to_string()),
+        };
+        self.unfolded = (bytes >= LOG_BYTES_MAX).then(|| {
+            format!(
+                "state-log-grows: `{}` has {} MiB, for it cannot be folded into the state's file: {cause} (hint: {LOG_HINT})",
+                log.display(),
+                bytes >> 20
+            )
+        });
     }
 }
 
@@ -394,6 +422,15 @@ pub const REMOVED_HINT: &str = "find out what removes files under `data_dir` whi
 /// The remedy for a file that replaced the state.
 pub const REPLACED_HINT: &str = "to go on with what this process holds, move that file away: the state is written anew \
                                  within seconds; to use that file, restart";
+
+/// The remedy for a log that cannot be folded into the file.
+pub const LOG_HINT: &str = "`fuser -v` on that file names the programs: end the one that only reads; with none, look at the disk. \
+                            Never remove or cut the log: what is in it is in no other file";
+
+/// The remedy for a mount over the state.
+pub const OVER_HINT: &str = "unmount it: writing goes on by itself. To have the state on it, stop this process, unmount \
+                             it, move what is in `data_dir` aside, mount it, move that back and start; \
+                             `RequiresMountsFor=` has systemd mount first";
 
 /// The remedy for a vanished mount.
 pub const MOUNT_HINT: &str = "mount it again: writing goes on by itself; positions stand until then, nothing is lost";
@@ -585,6 +622,49 @@ mod tests {
         fs::rename(&mounted, &dir).unwrap();
         assert_eq!(writer.look(), Ok(()));
         assert_eq!(*shared.trouble.borrow(), None);
+    }
+
+    #[tokio::test]
+    async fn a_file_system_that_is_mounted_over_the_state_is_told_as_that() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("data");
+        drop(SqliteStore::open(&dir).unwrap());
+        let lock = lock(&dir).unwrap();
+        let connection = open_writer(&state(&dir)).unwrap();
+        let shared = Arc::new(StoreSignals { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
+        let mut writer = StateWriter::new(connection, &state(&dir), shared, lock);
+        // Above every mount.
+        writer.presence.pretend_mounted_at(Path::new(""));
+        fs::rename(&dir, outer.path().join("beneath")).unwrap();
+        fs::create_dir(&dir).unwrap();
+        let why = writer.look().unwrap_err();
+        assert!(why.starts_with("state-mounted-over:") && why.contains("hint: unmount it"), "{why}");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        fs::remove_dir(&dir).unwrap();
+        fs::rename(outer.path().join("beneath"), &dir).unwrap();
+        assert_eq!(writer.look(), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_somebody_keeps_from_being_folded_is_told_when_it_is_large_until_it_is_folded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path()).unwrap();
+        store.commit(vec![put("a", "1")]).await.unwrap();
+        let reader = Connection::open(state(dir.path())).unwrap();
+        reader.execute_batch("BEGIN").unwrap();
+        let _: i64 = reader.query_row("SELECT count(*) FROM kv", [], |row| row.get(0)).unwrap();
+        let much = "x".repeat(4 << 20);
+        let trouble = store.trouble();
+        for turn in 0..20 {
+            store.commit(vec![put(&turn.to_string(), &much)]).await.unwrap();
+        }
+        let why = trouble.borrow().clone().unwrap();
+        assert!(why.starts_with("state-log-grows:") && why.contains("another program reads"), "{why}");
+        reader.execute_batch("COMMIT").unwrap();
+        for turn in 0..2 {
+            store.commit(vec![put(&format!("again {turn}"), &much)]).await.unwrap();
+        }
+        assert_eq!(*trouble.borrow(), None);
     }
 
     #[test]
