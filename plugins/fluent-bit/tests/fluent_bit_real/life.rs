@@ -447,7 +447,14 @@ struct Receiver {
 
 impl Receiver {
     fn start(port: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        // Whoever asked the system for a port had it open a moment ago; a program that another test starts keeps a copy of it
+        // between its `fork` and its `exec`.
+        let mut bound = None;
+        wait_until(&format!("port {port} is free"), || {
+            bound = TcpListener::bind(("127.0.0.1", port)).ok();
+            bound.is_some()
+        });
+        let listener = bound.unwrap();
         let records = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
         let all = records.clone();
         // Ends with the test's process.
