@@ -78,7 +78,8 @@ impl Links {
         };
         let bare = url.username().is_empty() && url.password().is_none();
         if bare && url.origin() == self.api_url.origin() {
-            return Resolved::Own(self.with_publisher(url));
+            // A path without that of `api_url` is one that the proxy before it does not know.
+            return Resolved::Own(self.under_our_origin(&url).unwrap_or_else(|| self.with_publisher(url)));
         }
         let instead = self.under_our_origin(&url);
         match (&self.cloud_host, url.host_str()) {
@@ -180,6 +181,8 @@ mod tests {
             (own, "http://127.0.0.1:9999/api/v1.0/T/activity/feed/audit/1", "foreign, instead http://127.0.0.1:8080/api/v1.0/T/activity/feed/audit/1?PublisherIdentifier=pub"),
             (own, "https://manage.office365.us/api/v1.0/T/activity/feed/audit/1", "foreign, instead http://127.0.0.1:8080/api/v1.0/T/activity/feed/audit/1?PublisherIdentifier=pub"),
             (prefixed, "https://manage.office.com/api/v1.0/T/activity/feed/audit/1", "own https://gw.example/o365/api/v1.0/T/activity/feed/audit/1?PublisherIdentifier=pub"),
+            (prefixed, "/api/v1.0/T/activity/feed/audit/1", "own https://gw.example/o365/api/v1.0/T/activity/feed/audit/1?PublisherIdentifier=pub"),
+            (prefixed, "https://gw.example/api/v1/T/activity/feed/audit/1", "own https://gw.example/o365/api/v1/T/activity/feed/audit/1?PublisherIdentifier=pub"),
             (prefixed, "https://gw.example/o365/api/v1.0/T/activity/feed/audit/1", "own https://gw.example/o365/api/v1.0/T/activity/feed/audit/1?PublisherIdentifier=pub"),
         ];
         for (api_url, link, expected) in table {

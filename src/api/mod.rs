@@ -531,8 +531,8 @@ impl ApiClient {
             },
         };
         self.turn().await;
-        let mut answer = inner.send(call, Method::GET, url).await?;
-        let next = next_page(&answer.headers);
+        let mut answer = inner.send(call, Method::GET, url.clone()).await?;
+        let next = next_page(&answer.headers, &url);
         let body = inner.read_whole(call, &mut answer).await?;
         let uri_of_id = |id: &str| {
             let mut url = inner.links.feed(&format!("/audit/{id}"), "");
@@ -963,18 +963,42 @@ fn is_token_refused(error: &ApiError) -> bool {
     error.status() == Some(401) || error.code() == Some("AF10001")
 }
 
-fn next_page(headers: &HeaderMap) -> Option<PageLink> {
+/// The link of a header. One that is relative to its page, `?nextPage=…`, is told by that page's address; one with a path
+/// or a host stays as it is.
+fn next_page(headers: &HeaderMap, page: &Url) -> Option<PageLink> {
+    let absolute = |link: String| {
+        let stands_alone = link.starts_with('/') || Url::parse(&link).is_ok();
+        if stands_alone { link } else { page.join(&link).map_or(link, String::from) }
+    };
     NEXT_PAGE_HEADERS
         .iter()
         .flat_map(|name| headers.get_all(*name))
         .map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_owned())
         .find(|link| !link.is_empty())
-        .map(PageLink)
+        .map(|link| PageLink(absolute(link)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_next_page_that_is_relative_to_its_page_is_told_by_that_pages_address() {
+        let page = Url::parse("https://gw.example/o365/api/v1.0/T/activity/feed/subscriptions/content?a=b").unwrap();
+        let content = "https://gw.example/o365/api/v1.0/T/activity/feed/subscriptions/content";
+        for (link, expected) in [
+            ("?nextPage=x%2B$", format!("{content}?nextPage=x%2B$")),
+            ("content?nextPage=x", format!("{content}?nextPage=x")),
+            (" /api/v1/T/activity/feed/x?y=z ", "/api/v1/T/activity/feed/x?y=z".to_owned()),
+            ("//evil.example/x", "//evil.example/x".to_owned()),
+            ("https://manage.office.com/x", "https://manage.office.com/x".to_owned()),
+            ("https://[", "https://[".to_owned()),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(NEXT_PAGE_HEADERS[0], link.parse().unwrap());
+            assert_eq!(next_page(&headers, &page), Some(PageLink(expected)), "{link}");
+        }
+    }
 
     /// Microsoft's hosts that belong to only some clouds, with those clouds.
     #[rustfmt::skip]

@@ -249,7 +249,7 @@ fn list_content(
     };
     let style = state.config.next_page.clone();
     let origin = state.config.content_uri_origin.clone().unwrap_or_else(|| own_url.to_owned());
-    let entries: Vec<Value> = listed
+    let mut entries: Vec<Value> = listed
         .iter()
         .map(|blob| {
             json!({
@@ -261,6 +261,8 @@ fn list_content(
             })
         })
         .collect();
+    let unreadable = state.config.unreadable_item_at.filter(|at| start <= *at && *at < end && after.is_none());
+    entries.extend(unreadable.map(|_| json!({})));
     let mut reply = Reply::json(200, &Value::Array(entries));
     if let Some(next) = next {
         let link = if style.loops && call.kind == CallKind::NextPage {

@@ -84,6 +84,8 @@ pub struct SimConfig {
     pub tenant_mismatch_refused: bool,
     /// Blobs on a page of a listing. Default 10.
     pub page_size: usize,
+    /// A first page that covers this instant has an item more, which is an empty object.
+    pub unreadable_item_at: Option<Timestamp>,
     /// The seed of all randomness. Must not be changed on a running simulator.
     pub seed: u64,
     /// How far the service's clock is ahead of the machine's, seconds; [`Sim::set_clock_offset`] changes it.
@@ -140,6 +142,7 @@ impl Default for SimConfig {
             roles: vec!["ActivityFeed.Read".to_owned(), "ActivityFeed.ReadDlp".to_owned()],
             tenant_mismatch_refused: true,
             page_size: 10,
+            unreadable_item_at: None,
             seed: 1,
             clock_offset_secs: 0,
             quota_per_minute: None,

@@ -510,11 +510,6 @@ impl<'a> BackfillWork<'a> {
         Ok(match listed.next {
             None if listed.skipped.is_empty() => ListingStep::Whole,
             None => ListingStep::Failed("the listing holds an item that cannot be read".to_owned()),
-            Some(next) if reading.pages < PAGES_MAX && reading.visited.insert(next.as_str().to_owned()) => {
-                reading.page = Some(next);
-                reading.failures = 0;
-                ListingStep::Further
-            }
             Some(_) if reading.pages >= PAGES_MAX && plan::halves(reading.window).is_some() => {
                 // Too many pages for one listing: in halves, as windows of their own.
                 let whole = reading.whole;
@@ -526,6 +521,12 @@ impl<'a> BackfillWork<'a> {
                 remaining.retain(|known| *known != whole);
                 self.steps.remove(&reading.id);
                 ListingStep::Ended
+            }
+            // One too narrow for halves is read however long it is.
+            Some(next) if reading.visited.insert(next.as_str().to_owned()) => {
+                reading.page = Some(next);
+                reading.failures = 0;
+                ListingStep::Further
             }
             Some(_) => ListingStep::Failed("the listing's next page is one it has shown already".to_owned()),
         })

@@ -5,6 +5,7 @@
 //! today's events. A page that fails is requested again by its own link; its window keeps its place.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,14 @@ use crate::plan::{self, Bounds, Reach};
 
 /// Pages followed in one window before it is listed again in halves.
 const PAGES_MAX: u32 = 1000;
+/// Pages followed in a window that is too narrow for halves. A listing that has more is taken for one without an end.
+const PAGES_OF_NARROW_MAX: u32 = 100_000;
+/// How far a poll reaches back into a window that cannot be read.
+const OVERLAP_WHILE_STUCK: SignedDuration = plan::COMPLETE_MARGIN;
+/// The week is listed again this often.
+const WEEK_EVERY: SignedDuration = SignedDuration::from_hours(24);
+/// The day is.
+const DAY_EVERY: SignedDuration = SignedDuration::from_hours(1);
 /// After this many `null` answers, a page counts as empty. Later polls (over the next hours, the day and the week) list
 /// each window again, so blobs it may have hidden are still found.
 pub const NULL_LISTINGS_MAX: u32 = 5;
@@ -142,7 +151,10 @@ struct Cursor {
     window: Window,
     page: Option<PageLink>,
     pages: u32,
-    visited: HashSet<String>,
+    /// Hashes of the links followed.
+    visited: HashSet<u64>,
+    /// It failed several times for a reason of its own, which later content need not have.
+    stuck: bool,
     /// Failures since the last page that was new.
     failures: u32,
     /// Answers `null` to the page it is at.
@@ -160,12 +172,20 @@ impl Cursor {
             page: None,
             pages: 0,
             visited: HashSet::new(),
+            stuck: false,
             failures: 0,
             nulls: 0,
             furthest: 0,
             not_before: Duration::ZERO,
             pass,
         }
+    }
+
+    /// Whether the link was not followed before.
+    fn visit(&mut self, link: &PageLink) -> bool {
+        let mut hasher = DefaultHasher::new();
+        link.hash(&mut hasher);
+        self.visited.insert(hasher.finish())
     }
 
     fn restart(&mut self) {
@@ -185,6 +205,44 @@ struct Queues {
 }
 
 impl Queues {
+    /// Has fresh windows that cannot be read wait among the older ones, so that what came since is listed all the same.
+    /// Two that follow each other become one: in an outage each poll leaves one behind.
+    fn put_stuck_aside(&mut self) {
+        let (stuck, fresh) = std::mem::take(&mut self.fresh).into_iter().partition(|cursor| cursor.stuck);
+        self.fresh = fresh;
+        let stuck: VecDeque<Cursor> = stuck;
+        for cursor in stuck {
+            let Window { start, end } = cursor.window;
+            let follows = |other: &&mut Cursor| {
+                other.stuck
+                    && other.pass == cursor.pass
+                    && (other.window.start..=other.window.end).contains(&start)
+                    && end.duration_since(other.window.start) <= plan::WINDOW_SPAN_MAX
+            };
+            match self.backlog.iter_mut().find(follows) {
+                Some(other) => {
+                    other.window.end = other.window.end.max(end);
+                    other.restart();
+                }
+                None => self.backlog.push_back(cursor),
+            }
+        }
+    }
+
+    /// Ends passes that a window holds up for longer than their period: the next one lists the same range, and more.
+    fn give_up_old_passes(&mut self, now: Timestamp) {
+        let Self { passes, backlog, .. } = self;
+        passes.retain(|pass, (reach, at, _)| {
+            let period = if *reach == Reach::Week { WEEK_EVERY } else { DAY_EVERY };
+            let is_held_up =
+                now.duration_since(*at) >= period && backlog.iter().any(|cursor| cursor.pass == *pass && cursor.stuck);
+            if is_held_up {
+                backlog.retain(|cursor| cursor.pass != *pass);
+            }
+            !is_held_up
+        });
+    }
+
     /// Frees the memory of windows that were read: most of the time the queues are empty.
     fn shrink(&mut self) {
         for queue in [&mut self.fresh, &mut self.backlog] {
@@ -328,11 +386,17 @@ impl Lister {
         let now = self.server.for_requests();
         let guidance = *self.guidance.borrow();
         let overlap = self.settings.overlap;
+        queues.put_stuck_aside();
         if queues.fresh.is_empty() {
             let behind = !queues.backlog.is_empty();
+            let stuck_until = queues.backlog.iter().filter(|cursor| cursor.stuck).map(|cursor| cursor.window.end).max();
             let windows = match *fresh_from {
-                // Older windows are already queued, so only the time since then is added.
-                Some(from) if behind => plan::tile((from - overlap).max(guidance.bounds.origin), now),
+                // Older windows are already queued, so only the time since then is added. What one of them is stuck at
+                // is left out: late content of its range is found when it is read at last, from its first page.
+                Some(from) if behind => {
+                    let until = stuck_until.map_or(Timestamp::MIN, |end| end - OVERLAP_WHILE_STUCK);
+                    plan::tile((from - overlap).max(until.min(from)).max(guidance.bounds.origin), now)
+                }
                 _ => plan::windows(guidance.bounds, now, overlap, Reach::Overlap),
             };
             let mut windows = windows.into_iter();
@@ -347,13 +411,14 @@ impl Lister {
         let due = |last: Option<Timestamp>, every: SignedDuration| {
             last.is_none_or(|last| now.duration_since(last) >= every || now < last)
         };
-        let reach = if due(guidance.week_listed, SignedDuration::from_hours(24)) {
+        let reach = if due(guidance.week_listed, WEEK_EVERY) {
             Some(Reach::Week)
-        } else if due(guidance.day_listed, SignedDuration::from_hours(1)) {
+        } else if due(guidance.day_listed, DAY_EVERY) {
             Some(Reach::Day)
         } else {
             None
         };
+        queues.give_up_old_passes(now);
         let under_way = queues.passes.values().map(|(reach, ..)| *reach).collect::<Vec<_>>();
         if let Some(reach) = reach.filter(|r| !under_way.contains(r) && !under_way.contains(&Reach::Week)) {
             let windows = plan::windows(guidance.bounds, now, overlap, reach);
@@ -400,6 +465,7 @@ impl Lister {
         if cursor.pages >= cursor.furthest {
             cursor.furthest = cursor.pages + 1;
             cursor.failures = 0;
+            cursor.stuck = false;
         }
         let is_well = |cursor: &Cursor| cursor.failures < FAILURES_BEFORE_TROUBLE;
         if is_well(&cursor) && queues.fresh.iter().chain(&queues.backlog).all(is_well) {
@@ -433,33 +499,31 @@ impl Lister {
         fresh: bool,
     ) -> Result<Option<Left>, ListerEnd> {
         cursor.pages += 1;
-        match next {
-            Some(next) if cursor.visited.insert(next.as_str().to_owned()) && cursor.pages < PAGES_MAX => {
-                cursor.page = Some(next);
-                self.put_back(cursor, queues, fresh, true);
-                Ok(None)
-            }
-            Some(_) if cursor.pages >= PAGES_MAX => match plan::halves(cursor.window) {
-                Some(halves) => {
-                    if let Some((_, _, windows)) = queues.passes.get_mut(&cursor.pass) {
-                        *windows += 1;
-                    }
-                    for window in halves.into_iter().rev() {
-                        self.put_back(Cursor::new(window, cursor.pass), queues, fresh, true);
-                    }
-                    Ok(None)
-                }
-                None => self.again(cursor, queues, fresh, "the listing has more than 1,000 pages a minute".into()),
-            },
-            Some(_) => {
-                cursor.restart();
-                self.again(cursor, queues, fresh, "the listing's next page is one it has shown already".into())
-            }
-            None => {
-                cursor.restart();
-                self.again(cursor, queues, fresh, "the listing holds an item that cannot be read".into())
-            }
+        let Some(next) = next else {
+            cursor.restart();
+            return self.again(cursor, queues, fresh, "the listing holds an item that cannot be read".into());
+        };
+        if !cursor.visit(&next) {
+            cursor.restart();
+            return self.again(cursor, queues, fresh, "the listing's next page is one it has shown already".into());
         }
+        let halves = if cursor.pages < PAGES_MAX { None } else { plan::halves(cursor.window) };
+        if let Some(halves) = halves {
+            if let Some((_, _, windows)) = queues.passes.get_mut(&cursor.pass) {
+                *windows += 1;
+            }
+            for window in halves.into_iter().rev() {
+                self.put_back(Cursor::new(window, cursor.pass), queues, fresh, true);
+            }
+            return Ok(None);
+        }
+        if cursor.pages >= PAGES_OF_NARROW_MAX {
+            cursor.restart();
+            return self.again(cursor, queues, fresh, "the listing has more than 100,000 pages".into());
+        }
+        cursor.page = Some(next);
+        self.put_back(cursor, queues, fresh, true);
+        Ok(None)
     }
 
     /// Leaves out blobs whose mark is on disk. A blob whose mark cannot be read now stays: its events have keys of
@@ -518,6 +582,7 @@ impl Lister {
             return Ok(Some(Left { why, kind: LeftKind::Passing }));
         }
         if cursor.failures >= FAILURES_BEFORE_TROUBLE {
+            cursor.stuck = true;
             self.reporter.report(self.place(), Level::Degraded, why, "it will be retried; no data is skipped");
         }
         cursor.not_before = cursor.not_before.max(self.clock.monotonic() + self.delay(cursor.failures));

@@ -246,9 +246,56 @@ async fn a_page_that_links_to_itself_is_no_loop_and_no_end() {
     w.pass(mins(30)).await;
     assert!(w.complete_until(EXCHANGE).is_none_or(|t| t < w.ago(hours(1))), "{:?}", w.complete_until(EXCHANGE));
     assert!(w.requests(CallKind::NextPage).len() < 400, "{}", w.requests(CallKind::NextPage).len());
+    // What comes meanwhile is read.
+    let later = w.add_now(1);
+    w.pass(mins(15)).await;
+    assert_eq!(w.fetches(&later), 1);
     w.sim.configure(|config| config.next_page.loops = false);
     w.pass(mins(30)).await;
     w.stop(running).await;
+    w.assert_clean();
+}
+
+/// What came later is read at each poll while an older window cannot be read to its end, and so is what becomes listable
+/// late outside it. The position stays before that window until it can.
+#[tokio::test]
+async fn a_window_that_cannot_be_read_keeps_nothing_newer_from_being_read() {
+    let mut w = World::new().await;
+    let running = w.start();
+    w.pass(mins(10)).await;
+    let at = w.now();
+    w.sim.configure(|config| config.unreadable_item_at = Some(at));
+    w.pass(mins(30)).await;
+    let stands = w.complete_until(EXCHANGE);
+    assert!(stands <= Some(at), "{stands:?}");
+    for _ in 0..20 {
+        let new = w.add_now(2);
+        w.leap(hours(3), mins(5)).await;
+        assert_eq!(w.fetches(&new), 1, "{}", w.now());
+        let late = NewBlob { listable_from: Some(w.now() + mins(90)), ..w.blob(2, mins(1)) };
+        let late = w.add(late);
+        w.leap(hours(3), mins(5)).await;
+        assert_eq!(w.fetches(&late), 1, "{}", w.now());
+    }
+    assert_eq!(w.complete_until(EXCHANGE), stands, "five days later");
+    w.sim.configure(|config| config.unreadable_item_at = None);
+    w.leap(hours(2), mins(5)).await;
+    assert!(w.complete_until(EXCHANGE) > Some(w.ago(mins(20))), "it goes on");
+    w.stop(running).await;
+    w.assert_clean();
+    w.assert_healthy();
+}
+
+/// As a tenant with a million blobs an hour may have.
+#[tokio::test]
+async fn a_minute_of_more_pages_than_are_followed_elsewhere_is_read_to_its_end() {
+    let mut w = World::with(SimConfig { page_size: 1, ..SimConfig::default() }).await;
+    let created = w.ago(hours(1));
+    for _ in 0..1_030 {
+        let blob = NewBlob { created, ..w.blob(1, hours(1)) };
+        w.add(blob);
+    }
+    w.once().await;
     w.assert_clean();
 }
 
