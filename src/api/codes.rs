@@ -389,6 +389,11 @@ pub(super) fn judge(
     Judged { action, slug: row.slug, says: row.says, hint: row.hint }
 }
 
+/// Whether a slug stands for a refusal that names no reason.
+pub(super) fn is_without_code(slug: &str) -> bool {
+    [&TOKEN_REFUSED, &FORBIDDEN, &WRONG_PATH].iter().any(|row| row.slug == slug)
+}
+
 /// A bare 403 on one blob does not yet concern the tenant: the next listing shows whether it does.
 fn is_blob_alone(row: &CodeRow, endpoint: FeedCallKind) -> bool {
     endpoint == FeedCallKind::FetchBlob && row.slug == FORBIDDEN.slug

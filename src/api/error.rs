@@ -75,6 +75,12 @@ impl ApiError {
         }
     }
 
+    /// Whether it was taken for a fault of the whole tenant by its status alone: it may be one of a content type, which
+    /// only the answers to others tell.
+    pub fn may_concern_one_type(&self) -> bool {
+        matches!(self.0.action, Action::SlowRetryTenant) && super::codes::is_without_code(self.0.slug)
+    }
+
     /// The HTTP status, when there was an answer.
     pub fn status(&self) -> Option<u16> {
         self.0.status

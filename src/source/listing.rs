@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -129,6 +130,21 @@ pub struct ListerSettings {
     pub once: bool,
 }
 
+/// When each content type of a tenant was last listed, by the monotonic clock. Its listers share it.
+#[derive(Debug, Clone, Default)]
+pub struct LastListed(Arc<Mutex<HashMap<ContentType, Duration>>>);
+
+impl LastListed {
+    fn listed(&self, content_type: ContentType, at: Duration) {
+        self.0.lock().insert(content_type, at);
+    }
+
+    /// Whether a type other than this one was listed at `since` or later.
+    fn is_another_listed(&self, content_type: ContentType, since: Duration) -> bool {
+        self.0.lock().iter().any(|(other, at)| *other != content_type && *at >= since)
+    }
+}
+
 /// Lists one stream.
 pub struct Lister {
     pub(super) tenant: TenantId,
@@ -139,6 +155,9 @@ pub struct Lister {
     pub(super) reporter: HealthReporter,
     pub(super) subscriptions: Subscriptions,
     pub(super) settled: EventIndex,
+    pub(super) last_listed: LastListed,
+    /// Since when it is refused without a code that says whom that concerns.
+    pub(super) refused_since: Option<Duration>,
     pub(super) store: Arc<dyn StateStore>,
     pub(super) settings: ListerSettings,
     pub(super) found: mpsc::Sender<Box<ListerReport>>,
@@ -472,6 +491,8 @@ impl Lister {
             self.reporter.clear(self.place());
         }
         self.reporter.clear(Component::Tenant);
+        self.refused_since = None;
+        self.last_listed.listed(self.content_type, self.clock.monotonic());
         if let Some(at) = self.server.trusted() {
             self.report_found(ListerReport::Listed { content_type: self.content_type, at }).await?;
         }
@@ -678,6 +699,10 @@ impl Lister {
                 self.reporter.report(self.place(), Level::Degraded, why, hint);
                 wait
             }
+            Restart::Failed(error) if matches!(error.action(), Action::Retry { .. } | Action::Throttled { .. }) => {
+                cursor.not_before = self.clock.monotonic() + error.not_before().unwrap_or_default();
+                return self.again(cursor, queues, fresh, error.to_string());
+            }
             Restart::Failed(start_error) => return self.unlistable(cursor, queues, fresh, start_error).await,
         };
         cursor.not_before = self.clock.monotonic() + pause;
@@ -693,11 +718,26 @@ impl Lister {
         fresh: bool,
         error: ApiError,
     ) -> Result<Option<Left>, ListerEnd> {
-        self.report_parked(&error).await?;
-        if let Some(left) = self.complain(&error) {
+        let now = self.clock.monotonic();
+        let mut is_parked = matches!(error.action(), Action::ParkType);
+        if !is_parked && error.may_concern_one_type() {
+            is_parked = match self.settings.once {
+                // In a single pass it is read before the others. If they are refused, too, they say so.
+                true if self.content_type == ContentType::Dlp => true,
+                true => self.last_listed.is_another_listed(self.content_type, Duration::ZERO),
+                false => {
+                    let since = *self.refused_since.get_or_insert(now);
+                    self.last_listed.is_another_listed(self.content_type, since)
+                }
+            };
+        }
+        if is_parked {
+            self.report_found(ListerReport::Parked { content_type: self.content_type }).await?;
+        }
+        if let Some(left) = self.complain(&error, is_parked) {
             return Ok(Some(left));
         }
-        let pause = if matches!(error.action(), Action::ParkType) { PARKED_DELAY } else { self.settings.poll_interval };
+        let pause = if is_parked { PARKED_DELAY } else { self.settings.poll_interval };
         cursor.restart();
         cursor.not_before = self.clock.monotonic() + pause.max(LISTING_MAX);
         // The whole stream is parked: its other windows would get the same refusal.
@@ -708,27 +748,26 @@ impl Lister {
         Ok(None)
     }
 
-    async fn report_parked(&self, error: &ApiError) -> Continues {
-        match error.action() {
-            Action::ParkType => self.report_found(ListerReport::Parked { content_type: self.content_type }).await,
-            _ => Ok(()),
-        }
-    }
-
     /// Reports an error that an operator has to fix; with `once` it ends the stream.
-    fn complain(&self, error: &ApiError) -> Option<Left> {
-        let optional = self.content_type == ContentType::Dlp && matches!(error.action(), Action::ParkType);
-        let kind = if optional { LeftKind::Optional } else { left_kind(error) };
-        match error.action() {
-            Action::ParkType => {
-                self.reporter.report(
-                    self.place(),
-                    Level::Degraded,
-                    format!("{}: {error}", error.slug()),
-                    &error.hint(),
-                );
+    fn complain(&self, error: &ApiError, is_parked: bool) -> Option<Left> {
+        let kind = match left_kind(error) {
+            _ if is_parked && self.content_type == ContentType::Dlp => LeftKind::Optional,
+            LeftKind::Authentication if is_parked => LeftKind::Permission,
+            kind => kind,
+        };
+        match is_parked {
+            true => {
+                let hint = match error.action() {
+                    Action::ParkType => error.hint(),
+                    _ => format!(
+                        "the tenant's other content types are read: look at what this one needs, its permission or a proxy's rule \
+                         for its address; else {}",
+                        error.hint()
+                    ),
+                };
+                self.reporter.report(self.place(), Level::Degraded, format!("{}: {error}", error.slug()), &hint);
             }
-            _ => self.reporter.report(
+            false => self.reporter.report(
                 Component::Tenant,
                 Level::Failed,
                 format!("{}: {error}", error.slug()),
@@ -779,11 +818,13 @@ impl Lister {
                     continue;
                 }
                 Restart::Failed(error) if matches!(error.action(), Action::ParkType | Action::SlowRetryTenant) => {
-                    self.report_parked(&error).await?;
-                    let left = self.complain(&error);
+                    let is_parked = matches!(error.action(), Action::ParkType);
+                    if is_parked {
+                        self.report_found(ListerReport::Parked { content_type: self.content_type }).await?;
+                    }
+                    let left = self.complain(&error, is_parked);
                     if left.is_none() {
-                        let parked = matches!(error.action(), Action::ParkType);
-                        let pause = if parked { PARKED_DELAY } else { self.settings.poll_interval.max(LISTING_MAX) };
+                        let pause = if is_parked { PARKED_DELAY } else { self.settings.poll_interval.max(LISTING_MAX) };
                         self.sleep(pause).await?;
                         continue;
                     }

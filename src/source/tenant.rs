@@ -19,7 +19,7 @@ use super::decisions::{ActionResult, DecisionInputs, Decisions, LoopAction, Loop
 use super::error::SourceError;
 use super::heal::AtWork;
 use super::health::{Component, HealthReporter, Level};
-use super::listing::{Lister, ListerReport, ListerSettings};
+use super::listing::{LastListed, Lister, ListerReport, ListerSettings};
 use super::opening::open_ledger;
 use super::parts::TenantParts;
 use super::pauses::{self, ONCE_ATTEMPTS_MAX};
@@ -168,6 +168,7 @@ struct Loop {
     reporter: HealthReporter,
     context: FetchContext,
     subscriptions: Subscriptions,
+    last_listed: LastListed,
     ledger: LedgerHandle,
     decisions: Decisions,
     tasks: Tasks<ActionResult>,
@@ -210,6 +211,7 @@ impl Loop {
             reporter,
             context,
             subscriptions,
+            last_listed: LastListed::default(),
             ledger,
             decisions,
             tasks: Tasks::new(),
@@ -342,6 +344,8 @@ impl Loop {
             reporter: self.reporter.clone(),
             subscriptions: self.subscriptions.clone(),
             settled: stream.settled.clone(),
+            last_listed: self.last_listed.clone(),
+            refused_since: None,
             store: self.context.store.clone(),
             settings: ListerSettings {
                 poll_interval: self.parts.poll_interval,

@@ -3,6 +3,7 @@
 use m365_audit::host::Health;
 use m365_audit::model::ContentType;
 use m365_audit::sim::{CallKind, SimConfig, SimFault, StartFailure, SubscriptionState};
+use m365_audit::source::report::LeftKind;
 
 use crate::world::{EXCHANGE, World, hours, mins};
 
@@ -97,6 +98,47 @@ async fn a_missing_dlp_permission_parks_one_type_and_says_so() {
 }
 
 /// The five first starts go out at once, each once; traps 13 and 15.
+#[tokio::test]
+async fn a_refusal_without_a_code_of_one_type_alone_is_a_fault_of_that_type() {
+    for status in [401, 403, 404] {
+        let body = b"{\"Message\":\"Authorization has been denied for this request.\"}".to_vec();
+        let refusal = SimFault::Answer { status, content_type: "application/json".into(), body };
+        let mut w = World::new().await;
+        w.all_types();
+        for content_type in ContentType::ALL {
+            let blob = w.blob(2, mins(30));
+            w.add_to(content_type, blob);
+        }
+        w.sim.faults().next_for_type(CallKind::Content, ContentType::Dlp, u32::MAX, refusal.clone());
+        let report = w.once().await;
+        let left: Vec<_> = report.left.iter().map(|left| (left.kind, left.why.contains("DLP.All"))).collect();
+        assert_eq!(left, [(LeftKind::Optional, true)], "{status}: {:?}", report.left);
+
+        let running = w.start();
+        w.pass(mins(30)).await;
+        for _ in 0..20 {
+            w.add_now(2);
+            w.pass(mins(10)).await;
+            let health = w.host.health();
+            assert!(matches!(&health, Health::Degraded { why, .. } if why.contains("DLP.All")), "{status}: {health}");
+        }
+        w.sim.faults().clear();
+        w.pass(hours(1)).await;
+        w.stop(running).await;
+        w.assert_clean();
+        w.assert_healthy();
+
+        // Of all types it is the tenant's.
+        let mut w = World::new().await;
+        w.all_types();
+        w.sim.faults().rate(CallKind::Content, 1.0, refusal);
+        let running = w.start();
+        w.pass(mins(30)).await;
+        assert!(matches!(w.host.health(), Health::Failed { .. }), "{status}: {}", w.host.health());
+        w.stop(running).await;
+    }
+}
+
 #[tokio::test]
 async fn the_first_start_starts_each_type_once() {
     let mut w = World::new().await;
