@@ -248,6 +248,12 @@ impl Queues {
         }
     }
 
+    /// Whether a window of such a pass cannot be read.
+    fn is_held_up(&self, reach: Reach) -> bool {
+        let of_reach = |pass: &u64| self.passes.get(pass).is_some_and(|(other, ..)| *other == reach);
+        self.backlog.iter().any(|cursor| cursor.stuck && of_reach(&cursor.pass))
+    }
+
     /// Ends passes that a window holds up for longer than their period: the next one lists the same range, and more.
     fn give_up_old_passes(&mut self, now: Timestamp) {
         let Self { passes, backlog, .. } = self;
@@ -430,16 +436,21 @@ impl Lister {
         let due = |last: Option<Timestamp>, every: SignedDuration| {
             last.is_none_or(|last| now.duration_since(last) >= every || now < last)
         };
-        let reach = if due(guidance.week_listed, WEEK_EVERY) {
+        queues.give_up_old_passes(now);
+        let is_under_way = |reach| queues.passes.values().any(|(other, ..)| *other == reach);
+        // The week contains the day, but not while a window of it cannot be read.
+        let week_waits = queues.is_held_up(Reach::Week);
+        let reach = if due(guidance.week_listed, WEEK_EVERY) && !is_under_way(Reach::Week) {
             Some(Reach::Week)
-        } else if due(guidance.day_listed, DAY_EVERY) {
+        } else if due(guidance.day_listed, DAY_EVERY)
+            && !is_under_way(Reach::Day)
+            && (week_waits || !is_under_way(Reach::Week))
+        {
             Some(Reach::Day)
         } else {
             None
         };
-        queues.give_up_old_passes(now);
-        let under_way = queues.passes.values().map(|(reach, ..)| *reach).collect::<Vec<_>>();
-        if let Some(reach) = reach.filter(|r| !under_way.contains(r) && !under_way.contains(&Reach::Week)) {
+        if let Some(reach) = reach {
             let windows = plan::windows(guidance.bounds, now, overlap, reach);
             if !windows.is_empty() {
                 queues.next_pass += 1;
