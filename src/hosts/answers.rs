@@ -63,7 +63,7 @@ const TOO_LARGE: [&str; 12] = [
     "payload_too_large",
     "message too large",
     "message is too large",
-    // A proxy in front of a gRPC receiver, in the wording of tonic.
+    // A proxy in front of a gRPC receiver, in the wording of a tonic that hands it on.
     "http status code 413",
 ];
 

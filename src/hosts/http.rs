@@ -142,6 +142,12 @@ pub(crate) fn said(status: StatusCode, text: &[u8], presented: &Presented) -> (S
     (why, text)
 }
 
+/// Whether an answer says that it is a web page, as a proxy, a sign-in gateway or a web server sends it.
+pub(crate) fn is_html(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    content_type.trim_start().to_ascii_lowercase().starts_with("text/html")
+}
+
 fn array_of(batches: &[Batch]) -> Bytes {
     let mut out = Vec::with_capacity(batches.iter().map(|batch| batch.ndjson().len() + 1).sum::<usize>() + 1);
     for record in batches.iter().flat_map(Batch::records) {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
@@ -29,9 +29,10 @@ use url::Url;
 
 use super::answers::{Meaning, of_code, of_status};
 use super::grpc_connector::GrpcConnector;
-use super::http::{gzip_after, no_answer, no_answer_within, said};
+use super::http::{gzip_after, is_html, no_answer, no_answer_within, said};
 use super::net::{
-    AnswerBody, CONNECT_TIMEOUT, NetSinkError, Presented, SenderIdentity, http_client, read_answer, shown, tls_config,
+    ANSWER_BYTES_MAX, AnswerBody, CONNECT_TIMEOUT, NetSinkError, Presented, SenderIdentity, http_client, read_answer,
+    shown, tls_config,
 };
 use super::no_answer::Wire;
 use super::otlp_message;
@@ -252,16 +253,29 @@ impl OtlpExchange {
                 Ok(response) => taken(&response, presented),
                 Err(_) => Written::Delivered,
             }),
-            Err(status) => match std::error::Error::source(&status) {
+            Err(NoMessage::Status(status)) => match std::error::Error::source(&status) {
                 // A local error of a broken connection gives its reason only in its causes.
                 Some(cause) => Err(self.unanswered(&status, cause, presented)),
                 None => Ok(refused(&status, presented)),
             },
+            Err(NoMessage::Http { head, body }) => Ok(self.answered_without_grpc(&head, &body, presented)),
         }
     }
 }
 
 impl OtlpExchange {
+    /// The result of an answer that is not gRPC: the same as over HTTP, but no status alone is success.
+    fn answered_without_grpc(&self, head: &http::response::Parts, body: &[u8], presented: &Presented) -> Written {
+        let (why, words) = said(head.status, body, presented);
+        let why = format!("{why} (not in gRPC: of a proxy before the receiver, or of a server of another protocol)");
+        let meaning = match of_status(head.status.as_u16(), &words) {
+            Meaning::Taken if is_html(&head.headers) => Meaning::Setting,
+            Meaning::Taken => Meaning::Unclear,
+            meaning => meaning,
+        };
+        meaning.written(why, retry_after(&head.headers, self.clock.now()))
+    }
+
     /// The result of a request without an answer, with the reason.
     fn unanswered(&self, status: &Status, cause: &(dyn std::error::Error + 'static), presented: &Presented) -> Written {
         // The outermost is tonic's generic error.
@@ -276,12 +290,30 @@ impl OtlpExchange {
     }
 }
 
+/// An answer to a gRPC request without a message.
+enum NoMessage {
+    /// A status of gRPC, or a local error.
+    Status(Status),
+    /// An answer in HTTP alone, and what was read of its body.
+    Http { head: Box<http::response::Parts>, body: Vec<u8> },
+}
+
+impl From<Status> for NoMessage {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
 /// The one message of a gRPC answer.
-async fn response(answer: Result<http::Response<Body>, tonic::transport::Error>) -> Result<Bytes, Status> {
+async fn response(answer: Result<http::Response<Body>, tonic::transport::Error>) -> Result<Bytes, NoMessage> {
     let answer = answer.map_err(|error| Status::from_error(Box::new(error)))?;
     // An answer without a message has its status in the headers.
-    if let Some(status) = Status::from_header_map(answer.headers()).filter(|status| status.code() != Code::Ok) {
-        return Err(status);
+    if let Some(status) = failure_in(answer.headers()) {
+        return Err(status.into());
+    }
+    // tonic would take the first bytes of a proxy's text for the head of a message, and report those instead of the status.
+    if answer.status() != http::StatusCode::OK || is_html(answer.headers()) {
+        return Err(without_grpc(answer).await);
     }
     let gzip = answer.headers().get(GRPC_ENCODING).is_some_and(|encoding| encoding == "gzip");
     let encoding = gzip.then_some(CompressionEncoding::Gzip);
@@ -290,14 +322,42 @@ async fn response(answer: Result<http::Response<Body>, tonic::transport::Error>)
     let message = messages.message().await?;
     // The status is in the trailers.
     messages.trailers().await?;
-    message.ok_or_else(|| Status::internal("the answer has no message"))
+    message.ok_or_else(|| Status::internal("the answer has no message").into())
+}
+
+/// The failure that headers or trailers of gRPC report.
+fn failure_in(headers: &HeaderMap) -> Option<Status> {
+    Status::from_header_map(headers).filter(|status| status.code() != Code::Ok)
+}
+
+/// Reads a bounded part of an answer that is probably not gRPC; its trailers may still hold a status. A broken rest is
+/// left out.
+async fn without_grpc(answer: http::Response<Body>) -> NoMessage {
+    let (head, mut rest) = answer.into_parts();
+    let mut body = Vec::new();
+    while let Some(Ok(frame)) = rest.frame().await {
+        match frame.into_data() {
+            Ok(data) => {
+                let room = ANSWER_BYTES_MAX - body.len();
+                body.extend_from_slice(data.get(..room).unwrap_or(&data));
+                if data.len() >= room {
+                    break;
+                }
+            }
+            Err(frame) => {
+                if let Some(status) = frame.trailers_ref().and_then(failure_in) {
+                    return status.into();
+                }
+            }
+        }
+    }
+    NoMessage::Http { head: Box::new(head), body }
 }
 
 /// The result of a success over HTTP. A 2xx alone is success, since some receivers answer with JSON or an empty body.
 /// But an HTML page comes from a proxy, and a truncated answer may have contained the rejection of some records.
 fn taken_over_http(response: &reqwest::Response, answer: &AnswerBody, presented: &Presented) -> Written {
-    let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if content_type.to_ascii_lowercase().starts_with("text/html") {
+    if is_html(response.headers()) {
         let (why, _) = said(response.status(), &answer.body, presented);
         return Meaning::Setting.written(format!("{why} (a web page, not an OTLP receiver's answer)"), None);
     }

@@ -1,14 +1,16 @@
 //! The `otlp` sink against receivers generated from the OpenTelemetry protocol's own definitions.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::post;
+use http_body_util::{BodyExt, Full};
 use m365_audit::host::{Delivery, Host};
 use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::hosts::embedded::selection::Selection;
@@ -273,6 +275,82 @@ async fn a_wait_asked_for_over_http_is_kept_whatever_the_status() {
             refused("answer 400 Bad Request: not today"),
         ]
     );
+    serving.abort();
+}
+
+/// A server of HTTP/2 that knows no gRPC and answers the n-th request so.
+async fn plain_http2(answer: impl Fn(usize) -> HttpResponse + Clone + Send + Sync + 'static) -> (u16, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let count = Arc::new(AtomicUsize::new(0));
+    let router = Router::new().fallback(move || {
+        let answer = answer(count.fetch_add(1, Ordering::SeqCst));
+        async { answer }
+    });
+    (port, tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }))
+}
+
+#[tokio::test]
+async fn a_proxy_that_knows_no_grpc_is_understood_by_its_status_its_wait_and_its_words() {
+    const STATUSES: [u16; 10] = [429, 502, 503, 504, 401, 403, 404, 413, 200, 202];
+    let (port, serving) = plain_http2(|number| {
+        let status = StatusCode::from_u16(STATUSES[number]).unwrap();
+        let headers = [("content-type", "text/html; charset=utf-8"), ("retry-after", "7")];
+        match status.as_u16() {
+            429 => (status, headers, "<html>busy, s3cret-token</html>").into_response(),
+            202 => (status, "queued somewhere").into_response(),
+            _ => (status, [headers[0]], "<html>not today</html>").into_response(),
+        }
+    })
+    .await;
+    let clock = FastClock::start();
+    let mut sink = sink(&table("grpc", port, "bearer_token = \"s3cret-token\""), &clock);
+    let mut seen = Vec::new();
+    for _ in STATUSES {
+        seen.extend(sink.write(&[batch(&["{}"])]).await);
+    }
+    let why = |answer: &str| {
+        format!("answer {answer} (not in gRPC: of a proxy before the receiver, or of a server of another protocol)")
+    };
+    let page = |status: &str| why(&format!("{status}: <html>not today</html>"));
+    let setting =
+        |status| Written::Misconfigured(format!("{} (check the sink's address and credentials)", page(status)));
+    assert_eq!(
+        seen,
+        [
+            Written::Refused {
+                why: why("429 Too Many Requests: <html>busy, ***</html>"),
+                retry_after: Some(Duration::from_secs(7))
+            },
+            Written::refused(page("502 Bad Gateway")),
+            Written::refused(page("503 Service Unavailable")),
+            Written::refused(page("504 Gateway Timeout")),
+            setting("401 Unauthorized"),
+            setting("403 Forbidden"),
+            setting("404 Not Found"),
+            Written::TooLarge(page("413 Payload Too Large")),
+            setting("200 OK"),
+            // Whoever took it would have said so in gRPC.
+            Written::Unclear(why("202 Accepted: queued somewhere")),
+        ]
+    );
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_status_of_grpc_in_trailers_counts_more_than_the_status_of_http() {
+    let (port, serving) = plain_http2(|_| {
+        let trailers = HeaderMap::from_iter([
+            (HeaderName::from_static("grpc-status"), HeaderValue::from_static("16")),
+            (HeaderName::from_static("grpc-message"), HeaderValue::from_static("who?")),
+        ]);
+        let body = Full::<Bytes>::default().with_trailers(async { Some(Ok(trailers)) });
+        (StatusCode::BAD_GATEWAY, axum::body::Body::new(body)).into_response()
+    })
+    .await;
+    let written = sink(&table("grpc", port, ""), &FastClock::start()).write(&[batch(&["{}"])]).await;
+    let why = "answer Unauthenticated: who? (check the sink's address and credentials)";
+    assert_eq!(written, [Written::Misconfigured(why.into())]);
     serving.abort();
 }
 
