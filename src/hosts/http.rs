@@ -79,7 +79,7 @@ impl Exchange for Post {
         }
     }
 
-    async fn send(&self, body: Bytes) -> Written {
+    async fn send(&self, body: Bytes, _records: usize) -> Written {
         let presented = match self.identity.present() {
             Ok(presented) => presented,
             Err(why) => return Written::refused(why),

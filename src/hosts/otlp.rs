@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use http_body_util::{BodyExt, Full};
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceResponse};
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, TE};
@@ -153,6 +153,12 @@ impl GrpcTransport {
     }
 }
 
+/// What an answer is judged by: how many records the request holds, and what it presented.
+struct Sent {
+    records: usize,
+    presented: Presented,
+}
+
 struct OtlpExchange {
     transport: Transport,
     wire: Wire,
@@ -182,21 +188,22 @@ impl Exchange for OtlpExchange {
         Ok(packed.into())
     }
 
-    async fn send(&self, body: Bytes) -> Written {
+    async fn send(&self, body: Bytes, records: usize) -> Written {
         let presented = match self.identity.present() {
             Ok(presented) => presented,
             Err(why) => return Written::refused(why),
         };
         let deadline = self.clock.sleep(self.timeout);
+        let sent = Sent { records, presented };
         match &self.transport {
             Transport::Http(client, url) => tokio::select! {
-                written = self.post(client, url.clone(), body, &presented) => written,
+                written = self.post(client, url.clone(), body, &sent) => written,
                 () = deadline => no_answer_within(self.timeout),
             },
             Transport::Grpc(grpc) => {
                 let Current { number, channel } = grpc.current();
                 let written = tokio::select! {
-                    written = self.call(channel, body, &presented) => written,
+                    written = self.call(channel, body, &sent) => written,
                     () = deadline => Err(no_answer_within(self.timeout)),
                 };
                 written.unwrap_or_else(|unanswered| {
@@ -209,13 +216,13 @@ impl Exchange for OtlpExchange {
 }
 
 impl OtlpExchange {
-    async fn post(&self, client: &reqwest::Client, url: Url, body: Bytes, presented: &Presented) -> Written {
+    async fn post(&self, client: &reqwest::Client, url: Url, body: Bytes, sent: &Sent) -> Written {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         if self.gzip {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
-        let request = client.post(url).headers(headers).headers(presented.headers.clone()).body(body);
+        let request = client.post(url).headers(headers).headers(sent.presented.headers.clone()).body(body);
         let mut response = match request.send().await {
             Ok(response) => response,
             Err(error) => return no_answer(error, &self.wire),
@@ -223,16 +230,16 @@ impl OtlpExchange {
         let answer = read_answer(&mut response).await;
         let status = response.status();
         if status.is_success() {
-            return taken_over_http(&response, &answer, presented);
+            return taken_over_http(&response, &answer, sent);
         }
         // A failure's body is a `google.rpc.Status`; a proxy in between may send any body.
         let words = RpcStatus::decode(answer.body.as_slice()).map_or(answer.body, |s| s.message.into_bytes());
-        let (why, words) = said(status, &words, presented);
+        let (why, words) = said(status, &words, &sent.presented);
         of_status(status.as_u16(), &words).written(why, retry_after(response.headers(), self.clock.now()))
     }
 
     /// `Err`: the result of a request without an answer.
-    async fn call(&self, mut channel: Channel, body: Bytes, presented: &Presented) -> Result<Written, Written> {
+    async fn call(&self, mut channel: Channel, body: Bytes, sent: &Sent) -> Result<Written, Written> {
         if let Err(error) = std::future::poll_fn(|cx| GrpcService::<Body>::poll_ready(&mut channel, cx)).await {
             return Err(Written::refused(format!("no connection: {}", self.wire.explained(&error))));
         }
@@ -240,7 +247,7 @@ impl OtlpExchange {
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = http::Uri::from_static(EXPORT);
         *request.version_mut() = http::Version::HTTP_2;
-        *request.headers_mut() = presented.headers.clone();
+        *request.headers_mut() = sent.presented.headers.clone();
         let headers = request.headers_mut();
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -250,15 +257,15 @@ impl OtlpExchange {
         }
         match response(channel.call(request).await).await {
             Ok(response) => Ok(match ExportLogsServiceResponse::decode(response) {
-                Ok(response) => taken(&response, presented),
+                Ok(response) => taken(&response, sent),
                 Err(_) => Written::Delivered,
             }),
             Err(NoMessage::Status(status)) => match std::error::Error::source(&status) {
                 // A local error of a broken connection gives its reason only in its causes.
-                Some(cause) => Err(self.unanswered(&status, cause, presented)),
-                None => Ok(refused(&status, presented)),
+                Some(cause) => Err(self.unanswered(&status, cause, &sent.presented)),
+                None => Ok(refused(&status, &sent.presented)),
             },
-            Err(NoMessage::Http { head, body }) => Ok(self.answered_without_grpc(&head, &body, presented)),
+            Err(NoMessage::Http { head, body }) => Ok(self.answered_without_grpc(&head, &body, &sent.presented)),
         }
     }
 }
@@ -354,34 +361,56 @@ async fn without_grpc(answer: http::Response<Body>) -> NoMessage {
     NoMessage::Http { head: Box::new(head), body }
 }
 
-/// The result of a success over HTTP. A 2xx alone is success, since some receivers answer with JSON or an empty body.
-/// But an HTML page comes from a proxy, and a truncated answer may have contained the rejection of some records.
-fn taken_over_http(response: &reqwest::Response, answer: &AnswerBody, presented: &Presented) -> Written {
+/// The result of a success over HTTP. A 2xx alone is success, since some receivers answer with an empty body. But an HTML
+/// page comes from a proxy, and a truncated answer may have contained the rejection of some records.
+fn taken_over_http(response: &reqwest::Response, answer: &AnswerBody, sent: &Sent) -> Written {
     if is_html(response.headers()) {
-        let (why, _) = said(response.status(), &answer.body, presented);
+        let (why, _) = said(response.status(), &answer.body, &sent.presented);
         return Meaning::Setting.written(format!("{why} (a web page, not an OTLP receiver's answer)"), None);
     }
     if !answer.is_whole {
         return Written::Unclear(format!("answer {}, but it was cut", response.status()));
     }
-    ExportLogsServiceResponse::decode(answer.body.as_slice())
-        .map_or(Written::Delivered, |response| taken(&response, presented))
+    // No answer in protobuf is JSON: it has control characters for tags.
+    match serde_json::from_slice(&answer.body) {
+        Ok(json) => taken(&from_json(&json), sent),
+        Err(_) => ExportLogsServiceResponse::decode(answer.body.as_slice())
+            .map_or(Written::Delivered, |response| taken(&response, sent)),
+    }
 }
 
-/// The result of a success: all records accepted, or some rejected.
-fn taken(response: &ExportLogsServiceResponse, presented: &Presented) -> Written {
+/// A response in the JSON of protobuf, with names in either of its spellings and 64 bits as text or number.
+fn from_json(json: &serde_json::Value) -> ExportLogsServiceResponse {
+    let either = |json: &serde_json::Value, camel: &str, snake: &str| json.get(camel).or(json.get(snake)).cloned();
+    let partial_success = either(json, "partialSuccess", "partial_success").map(|partial| ExportLogsPartialSuccess {
+        rejected_log_records: match either(&partial, "rejectedLogRecords", "rejected_log_records") {
+            Some(serde_json::Value::String(digits)) => digits.trim().parse().unwrap_or_default(),
+            number => number.and_then(|number| number.as_i64()).unwrap_or_default(),
+        },
+        error_message: either(&partial, "errorMessage", "error_message")
+            .and_then(|words| words.as_str().map(str::to_owned))
+            .unwrap_or_default(),
+    });
+    ExportLogsServiceResponse { partial_success }
+}
+
+/// The result of a success: all records accepted, or some rejected, or all.
+fn taken(response: &ExportLogsServiceResponse, sent: &Sent) -> Written {
     let Some(partial) = &response.partial_success else { return Written::Delivered };
-    let words = presented.shown(&partial.error_message);
-    if partial.rejected_log_records > 0 {
-        return Written::RejectedSome(format!(
-            "the receiver rejected {} of the records: {words}",
-            partial.rejected_log_records
-        ));
+    let words = sent.presented.shown(&partial.error_message);
+    let because = if words.is_empty() { String::new() } else { format!(": {words}") };
+    let all = sent.records;
+    match usize::try_from(partial.rejected_log_records).unwrap_or(0) {
+        0 => {
+            if !words.is_empty() {
+                tracing::warn!(answer = words, "the OTLP receiver took the records and has something to say");
+            }
+            Written::Delivered
+        }
+        // None was taken, so nothing speaks against a single one.
+        rejected if rejected >= all => Written::Rejected(format!("the receiver rejected all {all} records{because}")),
+        rejected => Written::RejectedSome(format!("the receiver rejected {rejected} of {all} records{because}")),
     }
-    if !words.is_empty() {
-        tracing::warn!(answer = words, "the OTLP receiver took the records and has something to say");
-    }
-    Written::Delivered
 }
 
 /// The result of a gRPC failure.

@@ -55,8 +55,8 @@ pub(crate) trait Exchange: Send + Sync + 'static {
     /// The records can never be sent together, and why.
     fn pack(&self, batches: &[Batch]) -> Result<Bytes, String>;
 
-    /// Sends it once.
-    async fn send(&self, body: Bytes) -> Written;
+    /// Sends it once; it holds so many records.
+    async fn send(&self, body: Bytes, records: usize) -> Written;
 }
 
 /// Sends groups through an [`Exchange`], one request after the other; [`Sink::beside`] makes others that send theirs at
@@ -92,7 +92,8 @@ impl<E: Exchange> Requests<E> {
                 }
             }
         };
-        let mut written = self.exchange.send(body.clone()).await;
+        let records = batches.iter().map(Batch::len).sum();
+        let mut written = self.exchange.send(body.clone(), records).await;
         if let Written::Refused { retry_after: Some(after), .. } = &mut written {
             *after = (*after).min(RETRY_AFTER_MAX);
         }
@@ -154,7 +155,7 @@ pub(crate) mod tests {
             Ok(format!("{packed}:{}", batches.len()).into())
         }
 
-        async fn send(&self, body: Bytes) -> Written {
+        async fn send(&self, body: Bytes, _records: usize) -> Written {
             self.sent.lock().push(body);
             self.answers.lock().pop().unwrap_or(Written::Delivered)
         }

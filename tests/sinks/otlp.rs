@@ -32,7 +32,7 @@ use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 
 use crate::kill::{Verdicts, kill_after_refusals};
-use crate::truth::{FastClock, Received, assert_nothing_lost, batch, listener, pass, sink};
+use crate::truth::{FastClock, Received, assert_nothing_lost, batch, listener, pass, pass_at, sink};
 
 /// How a receiver answers its n-th request.
 enum Mood {
@@ -40,6 +40,8 @@ enum Mood {
     Fail(Code),
     /// Take the records but those whose id begins so, and say how many those are.
     TakeBut(char),
+    /// Take none, and answer with success and a partial success that says so.
+    TakeNone,
     /// Answer so to what holds a record whose id ends so.
     RefuseIf(char, Code, &'static str),
 }
@@ -90,6 +92,11 @@ impl Receiver {
                 if bodies.iter().any(|b| b["event_id"].as_str().is_some_and(|id| id.ends_with(end))) {
                     return Err(Status::new(code, words));
                 }
+            }
+            Mood::TakeNone => {
+                let error_message = "wrong index".to_owned();
+                let partial = ExportLogsPartialSuccess { rejected_log_records: bodies.len() as i64, error_message };
+                return Ok(ExportLogsServiceResponse { partial_success: Some(partial) });
             }
             Mood::TakeBut(start) => {
                 let all = bodies.len();
@@ -255,6 +262,47 @@ async fn of_a_partial_success_only_the_rejected_records_are_missing_in_the_end()
 }
 
 #[tokio::test]
+async fn a_partial_success_that_takes_no_record_is_a_rejection_and_sets_none_aside() {
+    for protocol in ["grpc", "http"] {
+        let clock = FastClock::start();
+        let (time, until) = (clock.clone(), clock.monotonic() + Duration::from_secs(300));
+        let receiver = Receiver::new(move |_| if time.monotonic() < until { Mood::TakeNone } else { Mood::Take });
+        let (port, serving) = if protocol == "grpc" { receiver.grpc(0).await } else { receiver.http().await };
+        let table = table(protocol, port, "");
+        let written = sink(&table, &clock).write(&[batch(&["{}"]), batch(&["{}", "{}"])]).await;
+        assert_eq!(written, vec![Written::Rejected("the receiver rejected all 3 records: wrong index".into()); 2]);
+        let comparison = pass_at(&table, 12, 20, &receiver.received, clock).await;
+        assert!(comparison.is_clean(), "{protocol}: {comparison}");
+        serving.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_partial_success_in_json_counts_as_in_protobuf() {
+    const ANSWERS: [&str; 6] = [
+        r#"{"partialSuccess":{"rejectedLogRecords":"1","errorMessage":"bad time"}}"#,
+        r#"{"partialSuccess":{"rejectedLogRecords":2}}"#,
+        r#"{"partial_success":{"rejected_log_records":1,"error_message":"bad time"}}"#,
+        r#"{"partialSuccess":{"rejectedLogRecords":"0","errorMessage":"slow down"}}"#,
+        r#"{"partialSuccess":null}"#,
+        r#"{"status":"ok"}"#,
+    ];
+    let (port, serving) =
+        plain_http(|number| ([("content-type", "application/json; charset=utf-8")], ANSWERS[number]).into_response())
+            .await;
+    let mut sink = sink(&table("http", port, ""), &FastClock::start());
+    let mut seen = Vec::new();
+    for _ in ANSWERS {
+        seen.extend(sink.write(&[batch(&["{}", "{}"])]).await);
+    }
+    let some = Written::RejectedSome("the receiver rejected 1 of 2 records: bad time".into());
+    let all = Written::Rejected("the receiver rejected all 2 records".into());
+    let taken = Written::Delivered;
+    assert_eq!(seen, [some.clone(), all, some, taken.clone(), taken.clone(), taken]);
+    serving.abort();
+}
+
+#[tokio::test]
 async fn a_wait_asked_for_over_http_is_kept_whatever_the_status() {
     let receiver =
         Receiver::new(|number| Mood::Fail([Code::Unavailable, Code::Internal, Code::InvalidArgument][number]));
@@ -278,8 +326,8 @@ async fn a_wait_asked_for_over_http_is_kept_whatever_the_status() {
     serving.abort();
 }
 
-/// A server of HTTP/2 that knows no gRPC and answers the n-th request so.
-async fn plain_http2(answer: impl Fn(usize) -> HttpResponse + Clone + Send + Sync + 'static) -> (u16, JoinHandle<()>) {
+/// A server of HTTP/1.1 and HTTP/2 that knows no gRPC and answers the n-th request so.
+async fn plain_http(answer: impl Fn(usize) -> HttpResponse + Clone + Send + Sync + 'static) -> (u16, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let count = Arc::new(AtomicUsize::new(0));
@@ -293,7 +341,7 @@ async fn plain_http2(answer: impl Fn(usize) -> HttpResponse + Clone + Send + Syn
 #[tokio::test]
 async fn a_proxy_that_knows_no_grpc_is_understood_by_its_status_its_wait_and_its_words() {
     const STATUSES: [u16; 10] = [429, 502, 503, 504, 401, 403, 404, 413, 200, 202];
-    let (port, serving) = plain_http2(|number| {
+    let (port, serving) = plain_http(|number| {
         let status = StatusCode::from_u16(STATUSES[number]).unwrap();
         let headers = [("content-type", "text/html; charset=utf-8"), ("retry-after", "7")];
         match status.as_u16() {
@@ -339,7 +387,7 @@ async fn a_proxy_that_knows_no_grpc_is_understood_by_its_status_its_wait_and_its
 
 #[tokio::test]
 async fn a_status_of_grpc_in_trailers_counts_more_than_the_status_of_http() {
-    let (port, serving) = plain_http2(|_| {
+    let (port, serving) = plain_http(|_| {
         let trailers = HeaderMap::from_iter([
             (HeaderName::from_static("grpc-status"), HeaderValue::from_static("16")),
             (HeaderName::from_static("grpc-message"), HeaderValue::from_static("who?")),
