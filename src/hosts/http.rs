@@ -16,8 +16,8 @@ use reqwest::StatusCode;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use url::Url;
 
-use super::answers::of_status;
-use super::net::{NetSinkError, Presented, SenderIdentity, http_client, read_answer};
+use super::answers::{Meaning, of_status};
+use super::net::{AnswerBody, NetSinkError, Presented, SenderIdentity, http_client, read_answer};
 use super::no_answer::Wire;
 use super::requests::{Exchange, Requests};
 use crate::clock::Clock;
@@ -31,6 +31,11 @@ use crate::net::retry_after;
 const GZIP_LEVEL: u32 = 3;
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
+
+/// Before the text of some pages.
+const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
+/// Behind the words of a success that confirms nothing.
+const PAGE: &str = "(a web page, not a receiver's answer: a sign-in gateway, a proxy or a web server answers at `uri`)";
 
 /// The sink as configured. Nothing is connected yet.
 ///
@@ -92,6 +97,9 @@ impl Exchange for Post {
                     let answer = read_answer(&mut response).await;
                     let (why, words) = said(response.status(), &answer.body, &presented);
                     let meaning = of_status(response.status().as_u16(), &words);
+                    if meaning == Meaning::Taken && is_page(response.headers(), &answer) {
+                        return Meaning::Setting.written(format!("{why} {PAGE}"), None);
+                    }
                     meaning.written(why, retry_after(response.headers(), self.clock.now()))
                 }
                 Err(error) => no_answer(error, &self.wire),
@@ -146,6 +154,17 @@ pub(crate) fn said(status: StatusCode, text: &[u8], presented: &Presented) -> (S
 pub(crate) fn is_html(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     content_type.trim_start().to_ascii_lowercase().starts_with("text/html")
+}
+
+/// Whether a success is a web page. By its body, too: receivers made with Flask, Express or PHP call an empty body and `ok`
+/// HTML unless told otherwise. A body of which nothing could be read, or that is compressed unasked, may be a page.
+fn is_page(headers: &HeaderMap, answer: &AnswerBody) -> bool {
+    let body = answer.body.strip_prefix(UTF8_BOM).unwrap_or(&answer.body).trim_ascii_start();
+    let may_be_page = match body.first() {
+        None => !answer.is_whole,
+        Some(first) => *first == b'<' || headers.contains_key(CONTENT_ENCODING),
+    };
+    is_html(headers) && may_be_page
 }
 
 fn array_of(batches: &[Batch]) -> Bytes {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::post;
 use m365_audit::hosts::embedded::sink::Written;
 use serde_json::Value;
@@ -205,6 +205,62 @@ async fn an_answer_is_told_with_its_words_and_its_wait() {
     );
     let bodies = receiver.bodies.lock().unwrap();
     assert_eq!(bodies[0].0["authorization"], "Bearer s3cret-token");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_web_page_confirms_nothing_whatever_its_status() {
+    const PAGE: &str = "\u{feff}\r\n<!DOCTYPE html><title>Sign in, s3cret-token</title>";
+    let html = "Text/HTML; charset=utf-8";
+    let answers: [(u16, Option<&'static str>, &'static str); 7] = [
+        (200, Some(html), PAGE),
+        (202, Some("text/html"), "<html></html>"),
+        // What frameworks say of a short answer that nobody gave a type.
+        (200, Some(html), "ok"),
+        (204, Some(html), ""),
+        (200, Some("text/plain"), "ok"),
+        (200, Some("application/json"), "{}"),
+        (200, None, ""),
+    ];
+    let receiver = Receiver::new(move |number, _| {
+        let (status, content_type, text) = answers[number];
+        let mut response = Response::new(text.into());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        let headers = response.headers_mut();
+        content_type.map(|kind| headers.insert("content-type", HeaderValue::from_static(kind)));
+        Some(response)
+    });
+    let (port, serving) = receiver.listen().await;
+    let mut sink = sink(&table(port, "bearer_token = \"s3cret-token\""), &FastClock::start());
+    let mut seen = Vec::new();
+    for _ in answers {
+        seen.extend(sink.write(&[batch(&["{}"])]).await);
+    }
+    let page = |status: &str, words: &str| {
+        Written::Misconfigured(format!(
+            "answer {status}: {words} (a web page, not a receiver's answer: a sign-in gateway, a proxy or a web server \
+             answers at `uri`) (check the sink's address and credentials)"
+        ))
+    };
+    let (pages, taken) = seen.split_at(2);
+    assert!(
+        matches!(&pages[0], Written::Misconfigured(why) if why.contains("Sign in, ***</title> (a web page")),
+        "{pages:?}"
+    );
+    assert_eq!(pages[1], page("202 Accepted", "<html></html>"));
+    assert_eq!(taken, vec![Written::Delivered; 5]);
+    serving.abort();
+}
+
+#[tokio::test]
+async fn what_a_sign_in_gateway_answers_for_minutes_arrives_afterwards() {
+    let clock = FastClock::start();
+    let (time, until) = (clock.clone(), clock.monotonic() + Duration::from_secs(180));
+    let receiver =
+        Receiver::new(move |_, _| (time.monotonic() < until).then(|| Html("<html>Sign in</html>").into_response()));
+    let (port, serving) = receiver.listen().await;
+    let comparison = pass_at(&table(port, ""), 12, 40, &receiver.received, clock).await;
+    assert!(comparison.is_clean(), "{comparison}");
     serving.abort();
 }
 
