@@ -101,6 +101,15 @@ impl ApiError {
         self.0.content_type
     }
 
+    /// Whether Microsoft says that it does not have this blob, or no longer.
+    pub(crate) fn says_gone(&self) -> bool {
+        let is_gone = match self.code() {
+            Some(code) => matches!(code, "AF20050" | "AF20051"),
+            None => matches!(self.0.status, Some(404 | 410)),
+        };
+        is_gone && self.0.endpoint == FeedCallKind::FetchBlob
+    }
+
     /// The beginning of the answer's body, one line, without token or secret.
     pub fn excerpt(&self) -> Option<&str> {
         self.0.excerpt.as_deref()

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::model::{BlobRef, ContentType, Timestamp, Window, shortened};
 
-/// Assumed when a listing does not state when a blob expires: the documented time.
+/// How long Microsoft keeps a blob at least after it was created: the documented time.
 const LISTED_LIFE: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// The longest id of a blob. Microsoft's have some 150 bytes; every blob pays for its id in state, records and logs.
@@ -250,9 +250,9 @@ fn parse_item(
     // The API lists by this time, so a blob without it is in the window. The window's start keeps it longest on the
     // list.
     let created = text("contentCreated").and_then(parse_time).unwrap_or(window.start);
-    let expires = text("contentExpiration")
-        .and_then(parse_time)
-        .unwrap_or_else(|| created.saturating_add(LISTED_LIFE).unwrap_or(Timestamp::MAX));
+    // A stated end before the documented one is wrong; taken at its word, it would have the blob given up too early.
+    let kept_until = created.saturating_add(LISTED_LIFE).unwrap_or(Timestamp::MAX);
+    let expires = text("contentExpiration").and_then(parse_time).map_or(kept_until, |stated| stated.max(kept_until));
     Ok(BlobRef { content_type, id, uri, created, expires })
 }
 

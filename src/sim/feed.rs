@@ -252,12 +252,13 @@ fn list_content(
     let mut entries: Vec<Value> = listed
         .iter()
         .map(|blob| {
+            let expiration = blob.listed_expiration.as_deref();
             json!({
                 "contentType": stream.content_type.as_str(),
                 "contentId": &*blob.id,
                 "contentUri": format!("{origin}/api/v1.0/{}/activity/feed/audit/{}", stream.tenant, blob.id),
                 "contentCreated": milliseconds(blob.created),
-                "contentExpiration": milliseconds(blob.expires),
+                "contentExpiration": expiration.map_or_else(|| milliseconds(blob.expires), str::to_owned),
             })
         })
         .collect();

@@ -280,6 +280,8 @@ pub struct NewBlob {
     pub listable_from: Option<Timestamp>,
     /// `contentExpiration`; `None`: [`SimConfig::expiry_days`] after `created`.
     pub expires: Option<Timestamp>,
+    /// What a listing writes as `contentExpiration`, whatever the blob is served by; `None`: when it expires.
+    pub listed_expiration: Option<String>,
     /// The events it holds, each the text of a JSON object. They enter the ledger of truth.
     pub events: Vec<Vec<u8>>,
     /// The body to serve in place of an array of `events`. The events still enter the ledger.

@@ -24,6 +24,8 @@ pub(super) struct SimBlob {
     pub created: Timestamp,
     pub listable_from: Timestamp,
     pub expires: Timestamp,
+    /// What a listing writes in place of `expires`.
+    pub listed_expiration: Option<Arc<str>>,
     pub body: SimBlobBody,
     pub reads: u64,
 }
@@ -100,6 +102,7 @@ pub(super) struct ListedBlob {
     pub id: Arc<str>,
     pub created: Timestamp,
     pub expires: Timestamp,
+    pub listed_expiration: Option<Arc<str>>,
 }
 
 impl SimState {
@@ -159,6 +162,7 @@ impl SimState {
             created: blob.created,
             listable_from: blob.listable_from.unwrap_or(blob.created),
             expires: blob.expires.unwrap_or_else(|| blob.created.saturating_add(expiry).unwrap_or(Timestamp::MAX)),
+            listed_expiration: blob.listed_expiration.map(Arc::from),
             body,
             reads: 0,
         };
@@ -285,7 +289,12 @@ impl SimState {
         let more = page.len() > limit;
         page.truncate(limit);
         let next = if more { page.last().map(|blob| position(blob)) } else { None };
-        let listed = |blob: &SimBlob| ListedBlob { id: blob.id.clone(), created: blob.created, expires: blob.expires };
+        let listed = |blob: &SimBlob| ListedBlob {
+            id: blob.id.clone(),
+            created: blob.created,
+            expires: blob.expires,
+            listed_expiration: blob.listed_expiration.clone(),
+        };
         (page.into_iter().map(listed).collect(), next)
     }
 

@@ -51,7 +51,7 @@ const TICK: Duration = Duration::from_secs(15);
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// Positions are written at most this often while blobs settle.
 const POSITION_EVERY: Duration = Duration::from_secs(1);
-/// After "Content does not exist", "expired" or 404, a blob is requested again no sooner than this.
+/// After "Content does not exist", "expired" or 404, and past its expiry, a blob is requested again no sooner than this.
 const SLOW_DELAY_MIN: Duration = Duration::from_secs(60);
 /// When a blob expires within this time, its body is delivered even if it is damaged.
 const LAST_CHANCE: SignedDuration = SignedDuration::from_hours(1);
@@ -684,11 +684,10 @@ impl Decisions {
             return;
         }
         if let Some(server_now) = self.terms.server.trusted() {
-            if server_now >= job.blob.expires {
-                self.lost(job, why);
-                return;
-            }
             job.last_chance = job.blob.expires.duration_since(server_now) <= LAST_CHANCE;
+            if server_now >= job.blob.expires && job.is_lost_expired(error.as_ref()) {
+                return self.lost(job, why);
+            }
         }
         if once && (job.failures >= ONCE_ATTEMPTS_MAX || self.is_throttled_out(&job)) {
             if let Some(stream) = self.streams.get_mut(&content_type) {
@@ -701,8 +700,8 @@ impl Decisions {
         job.track_first = !job.tracked;
         job.tracked = true;
         let delay = if once { pauses::BLOB_ONCE } else { pauses::BLOB }.after(job.failures);
-        let slow =
-            !once && matches!(advice, Some(Advice::RetryBlobSlowly | Advice::SlowRetryTenant | Advice::ParkType));
+        let slowly = matches!(advice, Some(Advice::RetryBlobSlowly | Advice::SlowRetryTenant | Advice::ParkType));
+        let slow = !once && (slowly || job.failures_expired > 0);
         let named = error.as_ref().and_then(|error| error.not_before()).unwrap_or_default();
         self.requeue(job, now + if slow { delay.max(SLOW_DELAY_MIN) } else { delay }.max(named));
     }

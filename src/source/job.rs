@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::pauses::ONCE_ATTEMPTS_MAX;
 use crate::api::ApiError;
 use crate::backoff::Backoff;
 use crate::checkpoint::key::Key;
@@ -12,6 +13,10 @@ use crate::model::BlobRef;
 const THROTTLED: Backoff = Backoff::between(Duration::from_secs(2), Duration::from_secs(60));
 /// A damaged body is salvaged only after it arrived byte-identical this often.
 pub const IDENTICAL_BODIES: u32 = 3;
+/// A blob past its expiry is lost after this many failed fetches, unless Microsoft says sooner that it is gone: the
+/// service or the network may just be away. Not more than a single pass makes of one blob, which could never end
+/// otherwise.
+const EXPIRED_ATTEMPTS_MAX: u32 = ONCE_ATTEMPTS_MAX;
 
 /// How long after an answer without events the same blob is requested again: soon, in case of a passing error, then
 /// over most of an hour, in case the storage of events lags behind the listing. The answer after the last pause is
@@ -61,6 +66,8 @@ pub struct Job {
     pub failures: u32,
     /// Fetches that were throttled so far.
     pub throttled: u32,
+    /// Of the failures, those past the blob's expiry.
+    pub failures_expired: u32,
     /// The damaged body seen last and how often in a row.
     pub damaged: Option<(blake3::Hash, u32)>,
     /// Whether the blob is about to expire: its body is then delivered even if it is damaged.
@@ -80,6 +87,7 @@ impl Job {
             tracked: track_first,
             failures: 0,
             throttled: 0,
+            failures_expired: 0,
             damaged: None,
             last_chance: false,
             empties: 0,
@@ -107,6 +115,12 @@ impl Job {
             (Some(hash), _) => Some((hash, 1)),
             (None, known) => known,
         };
+    }
+
+    /// Counts a failed fetch past the blob's expiry; whether the blob is lost.
+    pub(super) fn is_lost_expired(&mut self, error: Option<&ApiError>) -> bool {
+        self.failures_expired += 1;
+        error.is_some_and(ApiError::says_gone) || self.failures_expired >= EXPIRED_ATTEMPTS_MAX
     }
 
     /// Counts a fetch that was throttled; how long until the next. Each blob has its own pause, since Microsoft may

@@ -174,6 +174,72 @@ async fn a_blob_that_expired_unread_is_one_gap_record_and_is_passed() {
     w.assert_manners();
 }
 
+/// Content is kept for seven days after it was made available, whatever a listing says of its end.
+#[tokio::test]
+async fn a_blob_whose_stated_expiry_is_wrong_is_not_given_up() {
+    let mut w = World::new().await;
+    let just_past = (w.now() - SignedDuration::from_secs(1)).to_string();
+    let before_created = w.ago(hours(2)).to_string();
+    let mut ids = Vec::new();
+    for lie in ["0001-01-01T00:00:00", "2015-06-03T17:14:15.000Z", &before_created, &just_past, "soon", ""] {
+        let blob = NewBlob { listed_expiration: Some(lie.to_owned()), ..w.blob(2, mins(30)) };
+        ids.push(w.add(blob));
+    }
+    for id in &ids {
+        w.sim.faults().next_for_blob(id, 1, SimFault::Gateway(503));
+    }
+    w.run_for(mins(20)).await;
+    assert!(w.gaps().is_empty(), "{:?}", w.gaps());
+    assert!(ids.iter().all(|id| w.fetches(id) == 2));
+    w.assert_clean();
+    w.assert_healthy();
+}
+
+/// A stated expiry is no proof that the content is gone: the service may be away when it comes.
+#[tokio::test]
+async fn a_blob_past_its_expiry_that_is_still_served_is_not_lost_to_a_passing_failure() {
+    for damaged in [false, true] {
+        let mut w = World::new().await;
+        let blob = NewBlob { expires: Some(w.now() + days(30)), ..w.blob(2, days(7) - hours(2)) };
+        let end = blob.created + days(7);
+        let lie = NewBlob { listed_expiration: Some(end.to_string()), ..blob };
+        let events: Vec<String> = lie.events.iter().map(|e| String::from_utf8(e.clone()).unwrap()).collect();
+        let id = w.add(lie);
+        w.sim.faults().next_for_blob(&id, u32::MAX, SimFault::Gateway(503));
+        let running = w.start();
+        w.pass(mins(30)).await;
+        w.kill(running).await;
+        // The first attempt after it was down comes past the expiry.
+        w.clock.advance(hours(2));
+        w.sim.faults().clear();
+        let cut = answer(&format!("[{},{},", events[0], events[1]));
+        w.sim.faults().next_for_blob(&id, 3, if damaged { cut } else { SimFault::Gateway(503) });
+        w.run_for(mins(30)).await;
+        assert!(w.gaps().is_empty(), "{:?}", w.gaps());
+        w.assert_clean();
+    }
+}
+
+/// What Microsoft says is gone is not waited for; and a single pass ends, whatever it answers.
+#[tokio::test]
+async fn a_blob_past_its_expiry_is_lost_once_microsoft_says_so_or_after_some_attempts() {
+    let gone = [SimFault::ContentMissing, SimFault::ContentExpired, SimFault::NotFound];
+    for (fault, fetches) in gone.map(|fault| (fault, 1)).into_iter().chain([(SimFault::Gateway(503), 10)]) {
+        let mut w = World::new().await;
+        let id = w.add_aged(2, days(7) - hours(2));
+        w.sim.faults().next_for_blob(&id, u32::MAX, SimFault::Gateway(503));
+        w.run_for(mins(30)).await;
+        w.clock.advance(hours(2));
+        let before = w.fetches(&id);
+        w.sim.faults().clear();
+        w.sim.faults().next_for_blob(&id, u32::MAX, fault.clone());
+        w.once().await;
+        assert_eq!(w.fetches(&id) - before, fetches, "{fault:?}");
+        assert_eq!(w.gaps().len(), 1, "{fault:?}");
+        w.assert_manners();
+    }
+}
+
 /// Trap 25 and a fetch that broke: what was delivered of a body that broke off is not delivered again.
 #[tokio::test]
 async fn a_body_that_broke_off_is_read_again_without_duplicates() {
@@ -268,8 +334,8 @@ async fn an_empty_array_settles_and_null_is_shipped() {
 async fn a_proxys_page_is_shipped_only_when_the_blob_is_about_to_expire() {
     let mut w = World::new().await;
     let page = b"<html><body>denied by policy</body></html>".repeat(2_000);
-    let created = w.ago(mins(20));
-    let blob = NewBlob { body: Some(page.clone()), expires: Some(w.now() + hours(12)), ..NewBlob::at(created) };
+    let created = w.ago(days(6) + hours(12));
+    let blob = NewBlob { body: Some(page.clone()), ..NewBlob::at(created) };
     w.add(blob);
     w.add_aged(1, mins(10));
     let running = w.start();
