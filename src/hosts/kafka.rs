@@ -22,6 +22,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use serde::Deserialize;
 use tokio::sync::{Notify, watch};
 use url::Url;
 
@@ -43,6 +44,8 @@ const LANES: usize = 8;
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 /// How long brokers may be asked for a topic that they do not know before it counts as one that is not there.
 const TOPIC_AWAITED: Duration = Duration::from_secs(5);
+/// How often librdkafka says which brokers are connected.
+const STATISTICS_EVERY: Duration = Duration::from_secs(5);
 
 /// The sink.
 pub struct KafkaSink(Arc<Shared>);
@@ -380,6 +383,7 @@ impl Shared {
         // Whoever waits is the worker: a message that ran out of time here would be sent twice.
         set("message.timeout.ms", "0");
         set("topic.metadata.propagation.max.ms", &TOPIC_AWAITED.as_millis().to_string());
+        set("statistics.interval.ms", &STATISTICS_EVERY.as_millis().to_string());
         // Bounded by the worker's queue.
         set("queue.buffering.max.messages", "0");
         set("queue.buffering.max.kbytes", &i32::MAX.to_string());
@@ -583,9 +587,11 @@ struct Link {
 
 #[derive(Default)]
 struct LinkState {
-    /// No broker could be reached when one was last tried, and no message was taken since.
+    /// No broker could be reached when one was last tried; no message was taken, and none was seen connected since.
     is_down: bool,
-    /// Why one could not be reached; the last, since a message was taken.
+    /// Whether the last statistics since then had one connected.
+    was_up: bool,
+    /// Why one could not be reached; the last, since the above ended.
     last: Option<(Code, String)>,
 }
 
@@ -612,6 +618,15 @@ impl Link {
 
     fn took(&self) {
         *self.state.lock() = LinkState::default();
+    }
+
+    /// What statistics say. One alone proves nothing: it may have been made before the last broker went away.
+    fn seen(&self, is_up: bool) {
+        let mut state = self.state.lock();
+        match state.is_down && is_up {
+            true if state.was_up => *state = LinkState::default(),
+            was_up => state.was_up = was_up,
+        }
     }
 
     fn failed(&self, code: Code, why: &str) {
@@ -651,7 +666,9 @@ impl Link {
             )),
             (_, true) => Written::refused(format!("no broker can be reached{because}")),
             (_, false) => Written::refused(format!(
-                "no acknowledgement within {} s{because}; what is on its way stays so and is not sent twice",
+                "no acknowledgement within {} s{because}; what is on its way stays so and is not sent twice (hint: fewer \
+                 replicas may be in sync than `min.insync.replicas` asks for; `kafka-topics.sh --describe \
+                 --under-min-isr-partitions` names such partitions: bring their brokers back)",
                 waited.as_secs()
             )),
         }
@@ -660,6 +677,25 @@ impl Link {
     /// A text of the library's or the broker's as it may be shown.
     fn shown(&self, text: &str) -> String {
         excerpt(&redact(text, self.password.as_slice().iter().collect::<Vec<_>>().as_slice()))
+    }
+}
+
+/// Of librdkafka's statistics, what is used here.
+#[derive(Deserialize)]
+struct Statistics {
+    brokers: HashMap<String, BrokerStatistics>,
+}
+
+#[derive(Deserialize)]
+struct BrokerStatistics {
+    source: String,
+    state: String,
+}
+
+impl BrokerStatistics {
+    /// Whether it is a connected broker: librdkafka has an internal one besides, which is always up.
+    fn is_up(&self) -> bool {
+        matches!(&*self.source, "configured" | "learned") && matches!(&*self.state, "UP" | "REAUTH")
     }
 }
 
@@ -686,6 +722,12 @@ impl ClientContext for Context {
             RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
                 tracing::debug!(fac, "librdkafka: {text}");
             }
+        }
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        if let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) {
+            self.link.seen(statistics.brokers.values().any(BrokerStatistics::is_up));
         }
     }
 
@@ -748,6 +790,17 @@ mod tests {
     }
 
     #[test]
+    fn of_statistics_only_the_connection_of_a_real_broker_counts() {
+        let is_up = |source: &str, state: &str| {
+            let brokers =
+                format!(r#"{{"brokers":{{"a":{{"nodeid":-1,"source":"{source}","state":"{state}"}}}},"topics":{{}}}}"#);
+            serde_json::from_str::<Statistics>(&brokers).unwrap().brokers.values().any(BrokerStatistics::is_up)
+        };
+        assert!(is_up("configured", "UP") && is_up("learned", "REAUTH"));
+        assert!(!is_up("internal", "UP") && !is_up("configured", "AUTH_HANDSHAKE") && !is_up("learned", "DOWN"));
+    }
+
+    #[test]
     fn what_brokers_say_is_shown_without_the_password_and_their_refusal_is_a_setting() {
         let link = Link::new(Some(Secret::new("hunter2-s3cret")));
         link.failed(Code::Authentication, "SASL PLAIN: no user with hunter2-s3cret");
@@ -758,6 +811,13 @@ mod tests {
         let Written::Misconfigured(why) = link.unanswered(Duration::ZERO) else { panic!("nobody lets us in") };
         assert!(why.contains("no user with ***") && why.contains("sasl_mechanism"), "{why}");
         assert_eq!((link.falls(), link.is_down()), (1, true));
+        // Made before the fall, and of no broker; then of one that is back.
+        [true, false, true].iter().for_each(|is_up| link.seen(*is_up));
+        assert!(link.is_down());
+        link.seen(true);
+        assert!(!link.is_down());
+        link.failed(Code::AllBrokersDown, "1/1 brokers are down");
+        assert_eq!((link.falls(), link.is_down()), (2, true));
         link.took();
         assert!(!link.is_down());
         link.ended("[thrd:a/1]: a:9092/1: Disconnected");

@@ -250,6 +250,42 @@ async fn a_producer_that_failed_for_good_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_brokers_that_came_back_without_enough_replicas_it_says_so_and_not_that_they_are_away() {
+    let cluster = Cluster::start();
+    let mut sink = cluster.sink("timeout_secs = 1");
+    let batch = three();
+    let mut until = async |words: &str| {
+        let begun = Instant::now();
+        loop {
+            let written = sink.write(std::slice::from_ref(&batch)).await.remove(0);
+            let Written::Refused { why, .. } = written else { panic!("{written:?}") };
+            match why.contains(words) {
+                true => return why,
+                false => assert!(begun.elapsed() < Duration::from_secs(60), "{why}"),
+            }
+        }
+    };
+    cluster.set_away(true);
+    until("no broker can be reached").await;
+    // For longer than the statistics need that say when one is back.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(12) {
+        let why = until("").await;
+        assert!(why.contains("no broker can be reached"), "{why}");
+    }
+    cluster.set_away(false);
+    cluster.0.request_errors(Api::Produce, &[Answer::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 100_000]);
+    let why = until("no acknowledgement within 1 s;").await;
+    assert!(why.contains("`min.insync.replicas`") && why.contains("--under-min-isr-partitions"), "{why}");
+    cluster.0.clear_request_errors(Api::Produce);
+    let begun = Instant::now();
+    while sink.write(std::slice::from_ref(&batch)).await != [Written::Delivered] {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+    assert_eq!(cluster.ids(), once(&["a", "b", "c"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_ends_gives_up_at_once_what_is_on_its_way() {
     let cluster = Cluster::start();
     let mut sink = cluster.sink("timeout_secs = 1");
