@@ -190,11 +190,12 @@ impl fmt::Display for StreamId {
 pub struct BlobRef {
     /// The content type it was listed under.
     pub content_type: ContentType,
-    /// `contentId`: opaque, never parsed.
+    /// `contentId`: opaque; parsed only for the time of a blob that is listed without one.
     pub id: Arc<str>,
     /// `contentUri` as listed; checked against the configured API origin before any call.
     pub uri: Arc<str>,
-    /// `contentCreated`: when the blob became available, not when its events happened. Milliseconds.
+    /// `contentCreated`: when the blob became available, not when its events happened. Milliseconds. Where the listing
+    /// does not tell, what its id or its expiry tells, or else the beginning of the day it was listed for.
     pub created: Timestamp,
     /// `contentExpiration`: until when Microsoft serves it, by Microsoft's clock.
     pub expires: Timestamp,

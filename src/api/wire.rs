@@ -247,13 +247,35 @@ fn parse_item(
     if uri.len() > URI_BYTES_MAX {
         return Err("its address is over 8 KiB");
     }
-    // The API lists by this time, so a blob without it is in the window. The window's start keeps it longest on the
-    // list.
-    let created = text("contentCreated").and_then(parse_time).unwrap_or(window.start);
+    let stated_end = text("contentExpiration").and_then(parse_time);
+    let stated = text("contentCreated").and_then(parse_time).filter(|time| *time > Timestamp::UNIX_EPOCH);
+    let created = stated.unwrap_or_else(|| created_by(&id, stated_end, window));
     // A stated end before the documented one is wrong; taken at its word, it would have the blob given up too early.
     let kept_until = created.saturating_add(LISTED_LIFE).unwrap_or(Timestamp::MAX);
-    let expires = text("contentExpiration").and_then(parse_time).map_or(kept_until, |stated| stated.max(kept_until));
+    let expires = stated_end.map_or(kept_until, |stated| stated.max(kept_until));
     Ok(BlobRef { content_type, id, uri, created, expires })
+}
+
+/// When a blob was created whose listing does not tell: by its id, or else by its expiry. The API lists by this time, so
+/// what lies outside the window is wrong.
+///
+/// A blob is recognised by its id and this time, so it must be the same in every listing: one that moved with the window
+/// would have the blob fetched again at each poll. Where nothing tells, it is the beginning of the window's first day:
+/// the same for most of a day, and never later than the truth, which would let the position pass the blob.
+fn created_by(id: &str, expires: Option<Timestamp>, window: Window) -> Timestamp {
+    let by_expiry = || expires?.checked_sub(LISTED_LIFE).ok();
+    let known = [time_in_id(id), by_expiry()].into_iter().flatten();
+    let start = window.start.as_second();
+    let day = || Timestamp::from_second(start - start.rem_euclid(86_400)).unwrap_or(window.start);
+    known.into_iter().find(|time| window.start <= *time && *time < window.end).unwrap_or_else(day)
+}
+
+/// The time at the head of an id such as `20260716204500123005123$…`, to the millisecond if it has that.
+fn time_in_id(id: &str) -> Option<Timestamp> {
+    let digits = id.get(..id.bytes().take_while(u8::is_ascii_digit).count())?;
+    let second = DateTime::strptime("%Y%m%d%H%M%S", digits.get(..14)?).ok()?;
+    let millis = digits.get(14..17).and_then(|digits| digits.parse().ok()).unwrap_or(0);
+    TimeZone::UTC.to_timestamp(second).ok()?.checked_add(SignedDuration::from_millis(millis)).ok()
 }
 
 /// A time as the feed writes it: RFC 3339, with or without zone (UTC then), with any number of fractional digits.
@@ -453,11 +475,44 @@ mod tests {
             [
                 "a$1 https://h/a$1 2026-07-16T20:45:00.123Z 2026-08-05T20:45:00.123Z",
                 "b made/b 2026-07-16T20:45:00Z 2026-07-23T20:45:00Z",
-                "c https://h/x/c?q=1 2026-07-16T20:00:00.9Z 2026-07-23T20:00:00.9Z",
+                "c https://h/x/c?q=1 2026-07-16T00:00:00Z 2026-07-23T00:00:00Z",
             ]
         );
         let skipped: Vec<&str> = page.skipped.iter().map(|item| item.json.as_str()).collect();
         assert_eq!(skipped, [r#"{"contentId":"","contentUri":null}"#, "7", "{}"]);
+    }
+
+    #[test]
+    fn a_blob_without_a_creation_time_has_the_same_in_every_listing() {
+        let created = |id: &str, created: &str, expires: &str, (start, end): (&str, &str)| {
+            let item = serde_json::json!([{"contentId": id, "contentCreated": created, "contentExpiration": expires}]);
+            let window = Window { start: start.parse().unwrap(), end: end.parse().unwrap() };
+            let page = parse_listing(item.to_string().as_bytes(), ContentType::Exchange, window, str::to_owned);
+            page.unwrap().blobs[0].created.to_string()
+        };
+        let polls = [
+            ("2026-07-16T18:00:00Z", "2026-07-16T21:00:00Z"),
+            ("2026-07-16T18:05:00Z", "2026-07-16T21:05:00Z"),
+            ("2026-07-16T02:00:00Z", "2026-07-17T01:00:00Z"),
+        ];
+        let (week, other) = ("2026-07-23T20:45:00.5Z", "2026-08-05T20:45:00Z");
+        #[rustfmt::skip]
+        let table = [
+            ("20260716204500123005123$20260716$x", "", other, "2026-07-16T20:45:00.123Z"),
+            ("20260716204500$x", "odd", "", "2026-07-16T20:45:00Z"),
+            ("20260716204500$x", "0001-01-01T00:00:00", week, "2026-07-16T20:45:00Z"),
+            ("492638008028$x", "", week, "2026-07-16T20:45:00.5Z"),
+            // Nothing tells, or what does is not in the window.
+            ("492638008028$x", "", other, "2026-07-16T00:00:00Z"),
+            ("20150603171415$x", "", "2015-06-10T17:14:15Z", "2026-07-16T00:00:00Z"),
+            ("20269999999999$x", "", "", "2026-07-16T00:00:00Z"),
+            ("x", "", "0001-01-01T00:00:00", "2026-07-16T00:00:00Z"),
+        ];
+        for (id, stated, expires, expected) in table {
+            for window in polls {
+                assert_eq!(created(id, stated, expires, window), expected, "{id} {expires} {window:?}");
+            }
+        }
     }
 
     #[test]

@@ -103,7 +103,8 @@ struct Record {
     content_type: Option<String>,
     /// `contentId` of the blob the event came in.
     content_id: Option<String>,
-    /// `contentCreated` of that blob, RFC 3339 in UTC.
+    /// `contentCreated` of that blob, RFC 3339 in UTC. Where the listing has none: the time at the head of `content_id`,
+    /// or else seven days before `contentExpiration`, or else the beginning of the day from which it was listed.
     #[schemars(extend("format" = "date-time"))]
     content_created: Option<String>,
     /// `graph`: the event was healed through Microsoft Graph (`docs/heal.md`). Absent on the feed's events.

@@ -252,13 +252,15 @@ fn list_content(
     let mut entries: Vec<Value> = listed
         .iter()
         .map(|blob| {
-            let expiration = blob.listed_expiration.as_deref();
+            let as_said = |said: &Option<std::sync::Arc<str>>, time| {
+                said.as_deref().map_or_else(|| milliseconds(time), str::to_owned)
+            };
             json!({
                 "contentType": stream.content_type.as_str(),
                 "contentId": &*blob.id,
                 "contentUri": format!("{origin}/api/v1.0/{}/activity/feed/audit/{}", stream.tenant, blob.id),
-                "contentCreated": milliseconds(blob.created),
-                "contentExpiration": expiration.map_or_else(|| milliseconds(blob.expires), str::to_owned),
+                "contentCreated": as_said(&blob.listed_created, blob.created),
+                "contentExpiration": as_said(&blob.listed_expiration, blob.expires),
             })
         })
         .collect();

@@ -280,6 +280,8 @@ pub struct NewBlob {
     pub listable_from: Option<Timestamp>,
     /// `contentExpiration`; `None`: [`SimConfig::expiry_days`] after `created`.
     pub expires: Option<Timestamp>,
+    /// What a listing writes as `contentCreated`, whatever it is listed by; `None`: when it was created.
+    pub listed_created: Option<String>,
     /// What a listing writes as `contentExpiration`, whatever the blob is served by; `None`: when it expires.
     pub listed_expiration: Option<String>,
     /// The events it holds, each the text of a JSON object. They enter the ledger of truth.

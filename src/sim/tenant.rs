@@ -24,7 +24,8 @@ pub(super) struct SimBlob {
     pub created: Timestamp,
     pub listable_from: Timestamp,
     pub expires: Timestamp,
-    /// What a listing writes in place of `expires`.
+    /// What a listing writes in place of `created` and `expires`.
+    pub listed_created: Option<Arc<str>>,
     pub listed_expiration: Option<Arc<str>>,
     pub body: SimBlobBody,
     pub reads: u64,
@@ -102,6 +103,7 @@ pub(super) struct ListedBlob {
     pub id: Arc<str>,
     pub created: Timestamp,
     pub expires: Timestamp,
+    pub listed_created: Option<Arc<str>>,
     pub listed_expiration: Option<Arc<str>>,
 }
 
@@ -162,6 +164,7 @@ impl SimState {
             created: blob.created,
             listable_from: blob.listable_from.unwrap_or(blob.created),
             expires: blob.expires.unwrap_or_else(|| blob.created.saturating_add(expiry).unwrap_or(Timestamp::MAX)),
+            listed_created: blob.listed_created.map(Arc::from),
             listed_expiration: blob.listed_expiration.map(Arc::from),
             body,
             reads: 0,
@@ -293,6 +296,7 @@ impl SimState {
             id: blob.id.clone(),
             created: blob.created,
             expires: blob.expires,
+            listed_created: blob.listed_created.clone(),
             listed_expiration: blob.listed_expiration.clone(),
         };
         (page.into_iter().map(listed).collect(), next)

@@ -195,6 +195,26 @@ async fn a_blob_whose_stated_expiry_is_wrong_is_not_given_up() {
     w.assert_healthy();
 }
 
+/// A blob is known by its id and the time it was made available: one without that time is known by what stays the same.
+#[tokio::test]
+async fn a_blob_that_is_listed_without_its_time_is_fetched_once() {
+    let mut w = World::new().await;
+    let mut ids = Vec::new();
+    for (n, said) in ["", "yesterday", "0001-01-01T00:00:00"].iter().enumerate() {
+        let dated = NewBlob { listed_created: Some((*said).to_owned()), ..w.blob(2, mins(30)) };
+        ids.push(w.add(dated));
+        let content_id = Some(format!("49263800802{n}$49263800802{n}$x"));
+        let undated = NewBlob { listed_created: Some((*said).to_owned()), content_id, ..w.blob(2, mins(40)) };
+        ids.push(w.add(undated));
+    }
+    w.run_for(hours(2)).await;
+    w.run_for(hours(2)).await;
+    let fetches: Vec<usize> = ids.iter().map(|id| w.fetches(id)).collect();
+    assert_eq!(fetches, [1; 6]);
+    w.assert_clean();
+    w.assert_healthy();
+}
+
 /// A stated expiry is no proof that the content is gone: the service may be away when it comes.
 #[tokio::test]
 async fn a_blob_past_its_expiry_that_is_still_served_is_not_lost_to_a_passing_failure() {
