@@ -12,7 +12,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -68,7 +68,8 @@ pub struct Batch {
     spans: Arc<[Span]>,
     /// The concatenated types of its events, which `spans` delimit.
     event_types: Arc<[u8]>,
-    is_trial: bool,
+    /// Shared by all clones and parts; `None` if it is no trial.
+    trial: Option<Arc<TrialNotes>>,
     describe: Option<Arc<dyn Describe>>,
 }
 
@@ -239,13 +240,43 @@ impl Batch {
     #[doc(hidden)]
     #[must_use]
     pub fn as_trial(self) -> Batch {
-        Batch { is_trial: true, ..self }
+        Batch { trial: Some(Arc::default()), ..self }
     }
 
     /// Whether it is a trial.
     pub fn is_trial(&self) -> bool {
-        self.is_trial
+        self.trial.is_some()
     }
+
+    /// Notes that a receiver refuses this trial: for the moment by its own words (`None`), or perhaps because of the
+    /// record (how often it has accepted others).
+    pub(crate) fn note_refusal(&self, taken: Option<u64>) {
+        let Some(notes) = &self.trial else { return };
+        match taken {
+            None => notes.is_passing.store(true, Ordering::Relaxed),
+            Some(taken) => {
+                notes.is_doubtful.store(true, Ordering::Relaxed);
+                notes.taken.fetch_add(taken, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Of a trial that was refused, and by no receiver for the moment only: how often those that refused it have
+    /// accepted others.
+    pub(crate) fn doubt(&self) -> Option<u64> {
+        let notes = self.trial.as_deref()?;
+        let is_set = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        let is_doubtful = is_set(&notes.is_doubtful) && !is_set(&notes.is_passing);
+        is_doubtful.then(|| notes.taken.load(Ordering::Relaxed))
+    }
+}
+
+/// How receivers refused a trial.
+#[derive(Debug, Default)]
+struct TrialNotes {
+    is_passing: AtomicBool,
+    is_doubtful: AtomicBool,
+    taken: AtomicU64,
 }
 
 /// Records for whose facts a batch reserves memory at once: most events have one to three KiB.
@@ -380,7 +411,7 @@ impl BatchBuilder {
             memory_bytes,
             spans,
             event_types,
-            is_trial: false,
+            trial: None,
             describe: self.describe.clone(),
         }
     }
@@ -424,6 +455,12 @@ impl Receipts {
     /// The records that output `index` will never accept.
     pub fn unfit_for(&self, index: u32) -> Vec<Unfit> {
         self.lock().iter().find(|receipt| receipt.output == index).map_or_else(Vec::new, |r| r.unfit.clone())
+    }
+
+    /// A copy with those outputs that have confirmed every record; `None` if there is none.
+    pub(crate) fn of_all_records(&self) -> Option<Self> {
+        let whole: Vec<_> = self.lock().iter().filter(|receipt| receipt.unfit.is_empty()).cloned().collect();
+        (!whole.is_empty()).then(|| Self(Arc::new(Mutex::new(whole))))
     }
 
     /// An independent copy for a part of the batch.

@@ -637,7 +637,10 @@ impl Feeder {
                 AnswerKind::Moment | AnswerKind::Unclear | AnswerKind::Setting => BatchSettled::Refused(why.to_owned()),
                 AnswerKind::Records | AnswerKind::Size => BatchSettled::Rejected(why.to_owned()),
             };
-            unit.pieces.into_iter().for_each(|piece| piece.end(settled.clone()));
+            for piece in unit.pieces {
+                piece.batch.note_refusal((kind != AnswerKind::Moment).then_some(self.evidence.taken));
+                piece.end(settled.clone());
+            }
             return;
         }
         unit.kind = Some(kind);

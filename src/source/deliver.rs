@@ -29,8 +29,6 @@ const RETRY: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_s
 const REFUSALS_BEFORE_TROUBLE: u32 = 3;
 /// Batches offered at once while rejections are judged.
 const JUDGED_AT_ONCE: usize = 8;
-/// How often a trial is offered to a host that refuses it: the host may be busy, or accept the record only by itself.
-const TRIALS: u32 = 3;
 
 /// A record the host rejected, ready to be stored.
 #[derive(Debug)]
@@ -55,6 +53,20 @@ impl RejectedRecord {
 /// The source stopped before the host accepted the records; they are fetched again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stopped;
+
+/// The outcome of a trial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Trial {
+    /// The host accepted it.
+    Delivered,
+    /// The host rejects it.
+    Rejected(String),
+    /// The host refuses it, and does not say whether the record is the cause. The number grows as its receivers that
+    /// refuse it accept others.
+    Doubtful(String, u64),
+    /// The host takes nothing now, or is away, by its own words.
+    Away(String),
+}
 
 /// Delivers batches to one host.
 #[derive(Clone)]
@@ -113,21 +125,25 @@ impl Deliverer {
         }
     }
 
-    /// Offers a batch as a trial and returns the outcome; a host that refuses it gets it again a few times.
-    pub async fn try_once(&self, batch: Batch, stop: &CancellationToken) -> Delivery {
-        let batch = batch.as_trial();
-        let mut failures = RETRY.failures();
-        let mut delivery = Delivery::Refused(String::new());
-        for _ in 0..TRIALS {
-            delivery = self.host.deliver(batch.clone()).await.await;
-            if !matches!(delivery, Delivery::Refused(_)) {
-                break;
+    /// Offers one record as a trial, once, and returns the outcome.
+    pub(super) async fn try_once(&self, record: Batch) -> Trial {
+        let batch = record.as_trial();
+        match self.host.deliver(batch.clone()).await.await {
+            Delivery::Delivered => Trial::Delivered,
+            Delivery::DeliveredExcept(unfit) => {
+                Trial::Rejected(unfit.into_iter().map(|unfit| unfit.why).next().unwrap_or_default())
             }
-            if self.pause(failures.pause(), stop).await.is_err() {
-                break;
-            }
+            Delivery::Rejected(why) => Trial::Rejected(why),
+            Delivery::Refused(why) => match batch.doubt() {
+                Some(taken) => Trial::Doubtful(why, taken),
+                None => Trial::Away(why),
+            },
         }
-        delivery
+    }
+
+    /// The monotonic clock.
+    pub(super) fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
     }
 
     /// Waits before a batch is offered again.

@@ -288,8 +288,8 @@ impl Loop {
         match action {
             LoopAction::List(content_type, subscribed) => self.start_lister(content_type, subscribed),
             LoopAction::OfferAside => {
-                let set_aside = self.to_offer.take();
-                self.tasks.spawn(async move { ActionResult::Aside(offer(set_aside).await) });
+                let (set_aside, once) = (self.to_offer.take(), self.parts.once);
+                self.tasks.spawn(async move { ActionResult::Aside(offer(set_aside, once).await) });
             }
             LoopAction::Fetch(job, download) => {
                 let context = self.context.clone();
@@ -389,9 +389,9 @@ impl Loop {
 }
 
 /// Offers the records set aside. If the store cannot be read now, the next start offers them.
-async fn offer(set_aside: Option<Box<AsideRecords>>) -> Result<(), StateError> {
+async fn offer(set_aside: Option<Box<AsideRecords>>, once: bool) -> Result<(), StateError> {
     let Some(set_aside) = set_aside else { return Ok(()) };
-    match set_aside.offer_at_start().await {
+    match set_aside.offer_at_start(once).await {
         Err(StateError::Unavailable(why)) => {
             tracing::warn!("state-not-read: what is set aside is not offered at this start: {why}");
             Ok(())

@@ -12,6 +12,7 @@ mod world;
 
 mod access;
 mod alerts;
+mod aside;
 mod backfill;
 mod blobs;
 mod clocks;

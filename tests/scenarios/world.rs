@@ -224,12 +224,13 @@ impl World {
     }
 
     fn spawn(&self, source: M365Audit) -> Running {
-        self.spawn_with(source, None)
+        self.spawn_with(source, Vec::new())
     }
 
-    fn spawn_with(&self, source: M365Audit, sink: Option<SinkSpec>) -> Running {
+    fn spawn_with(&self, source: M365Audit, sinks: Vec<SinkSpec>) -> Running {
         let store = Arc::new(WatchedStore::new(self.store.clone(), self.watch.clone(), self.commits.clone()));
-        let embedded = sink.map(|sink| EmbeddedHost::new(vec![sink], store.clone(), Arc::new(self.clock.clone())));
+        let clock = Arc::new(self.clock.clone());
+        let embedded = (!sinks.is_empty()).then(|| EmbeddedHost::new(sinks, store.clone(), clock));
         let host = Arc::new(RecordingHost { recorder: self.host.clone(), embedded, store: store.clone() });
         let stop = CancellationToken::new();
         let task = tokio::spawn(Box::new(source).run(host, stop.clone()));
@@ -264,7 +265,15 @@ impl World {
             selection: Selection::default(),
             sink: Box::new(sink),
         };
-        (self.spawn_with(self.source().with_retries(asked), Some(sink)), retries)
+        (self.spawn_with(self.source().with_retries(asked), vec![sink]), retries)
+    }
+
+    /// Starts the source in the embedded host with these sinks, to run on or (`once`) for a single pass; with the way to
+    /// ask for what is set aside once more.
+    pub fn start_into(&self, sinks: Vec<SinkSpec>, once: bool) -> (Running, mpsc::Sender<aside::RetryRequest>) {
+        let (retries, asked) = aside::asking();
+        let source = self.source().with_retries(asked);
+        (self.spawn_with(if once { source.once() } else { source }, sinks), retries)
     }
 
     /// Starts the source for a single pass.

@@ -17,8 +17,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 use crate::kill::{Verdicts, kill_after_refusals};
-use crate::truth::{FastClock, Received, assert_nothing_lost, batch, listener, pass, pass_at, sink};
+use crate::truth::{FastClock, Received, assert_nothing_lost, batch, listener, pass, pass_at, pass_from, retry, sink};
 
+/// Nothing here takes nearly so long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
 const KEY: &str = "a shared key";
 const NONCE: &[u8] = b"\x00\xffnonce of sixteen";
 const AUTH: &[u8] = b"auth salt";
@@ -457,6 +459,32 @@ async fn a_record_a_receiver_never_acknowledges_is_set_aside_and_its_neighbours_
         assert!(comparison.duplicated.is_empty() && comparison.unexpected.is_empty(), "{comparison}");
         serving.abort();
     }
+}
+
+/// Nor does a start or `state retry` wait for it.
+#[tokio::test]
+async fn a_record_a_receiver_never_acknowledges_is_offered_again_and_holds_nothing_up() {
+    let receiver = Receiver { poison: Some(('c', Mood::EmptyMap)), ..Receiver::new(|_| Mood::Ack) };
+    let (port, serving) = receiver.listen(0).await;
+    let taking = Receiver { poison: None, ..receiver.clone() };
+    let (other_port, other_serving) = taking.listen(0).await;
+    let clock = FastClock::start();
+    let (sim, tenant) = crate::truth::tenant(clock.clone(), 6, 20).await;
+    let store = Arc::new(MemoryStore::new());
+    let (refusing, taking) = (table(&[port], ""), table(&[other_port], ""));
+    let pass = |table| pass_from(store.clone(), "", table, &sim, &tenant, clock.clone());
+    pass(&refusing).await;
+    let lost = crate::truth::compare(&sim, receiver.received.all()).lost.len();
+    assert!(lost > 0);
+    tokio::time::timeout(PATIENCE, pass(&refusing)).await.expect("the pass ends");
+    let retried = retry(&store, &refusing, &tenant, clock.clone()).await;
+    assert_eq!((retried.delivered, retried.left.len()), (0, lost), "{retried:?}");
+    assert!(retried.left.iter().all(|left| !left.why.starts_with("not taken now")), "{retried:?}");
+    tokio::time::timeout(PATIENCE, pass(&taking)).await.expect("the pass ends");
+    let comparison = crate::truth::compare(&sim, receiver.received.all());
+    assert!(comparison.is_clean(), "{comparison}");
+    serving.abort();
+    other_serving.abort();
 }
 
 #[tokio::test]

@@ -11,10 +11,11 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::post;
 use m365_audit::clock::SystemClock;
+use m365_audit::hosts::embedded::memory::MemoryStore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::truth::{Received, compare, source_table, tenant};
+use crate::truth::{FastClock, Received, compare, pass_from, retry, source_table, tenant};
 
 /// Nothing here takes nearly so long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -25,11 +26,15 @@ struct Receiver {
     received: Received,
     takes_all: Arc<AtomicBool>,
     takes_nothing: Arc<AtomicBool>,
+    /// Nor those whose id ends in `7`.
+    no_sevens: Arc<AtomicBool>,
+    /// Its answer to those, in place of 400.
+    refusal: Option<StatusCode>,
     asked: Arc<AtomicUsize>,
 }
 
-fn is_bad(record: &serde_json::Value) -> bool {
-    record["event_id"].as_str().is_some_and(|id| id.ends_with('5'))
+fn ends_in(record: &serde_json::Value, end: char) -> bool {
+    record["event_id"].as_str().is_some_and(|id| id.ends_with(end))
 }
 
 impl Receiver {
@@ -49,8 +54,10 @@ impl Receiver {
         if self.takes_nothing.load(Ordering::SeqCst) {
             return (StatusCode::BAD_REQUEST, "Data channel is missing");
         }
+        let no_sevens = self.no_sevens.load(Ordering::SeqCst);
+        let is_bad = |record| ends_in(record, '5') || no_sevens && ends_in(record, '7');
         if !self.takes_all.load(Ordering::SeqCst) && records.iter().any(is_bad) {
-            return (StatusCode::BAD_REQUEST, "no fives");
+            return (self.refusal.unwrap_or(StatusCode::BAD_REQUEST), "no fives");
         }
         self.received.extend(records);
         (StatusCode::OK, "")
@@ -212,4 +219,38 @@ async fn a_wrong_channel_sets_nothing_aside_and_is_said_in_status_and_health_unt
     program.wait_for("taken", "m365_audit_sink_held_back", |now| now == 0.0).await;
     assert_eq!(program.gauge(SET_ASIDE).await.unwrap_or(0.0), 0.0);
     sim.stop().await;
+}
+
+/// Answers that do not say whether the record is the cause: 500, and the 403 of a firewall that reads the records.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_with_500_or_403_keeps_no_other_record_from_being_retried_and_no_pass_from_its_end() {
+    for status in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::FORBIDDEN] {
+        let receiver = Receiver { refusal: Some(status), ..Receiver::default() };
+        receiver.no_sevens.store(true, Ordering::SeqCst);
+        let port = receiver.listen().await;
+        let table = format!("type = \"http\"\nuri = \"http://127.0.0.1:{port}/in\"\nbatch_bytes_max = 65536\n");
+        let clock = FastClock::start();
+        let (sim, tenant) = tenant(clock.clone(), 8, 25).await;
+        let store = Arc::new(MemoryStore::new());
+        let pass = || pass_from(store.clone(), "", &table, &sim, &tenant, clock.clone());
+        pass().await;
+        let lost = compare(&sim, receiver.received.all()).lost;
+        let of = |end: char| lost.iter().filter(|id| id.ends_with(end)).count();
+        let (fives, sevens) = (of('5'), of('7'));
+        assert!(fives > 0 && sevens > 0 && fives + sevens == lost.len(), "{lost:?}");
+        tokio::time::timeout(PATIENCE, pass()).await.expect("the pass ends");
+        let retried = retry(&store, &table, &tenant, clock.clone()).await;
+        assert_eq!((retried.delivered, retried.left.len()), (0, fives + sevens), "{retried:?}");
+        let reason =
+            |why: &str| why.contains(status.as_str()) && why.contains("no fives") && !why.contains("not taken");
+        assert!(retried.left.iter().all(|left| reason(&left.why)), "{retried:?}");
+        receiver.no_sevens.store(false, Ordering::SeqCst);
+        let retried = retry(&store, &table, &tenant, clock.clone()).await;
+        assert_eq!((retried.delivered, retried.left.len()), (sevens as u64, fives), "{retried:?}");
+        receiver.takes_all.store(true, Ordering::SeqCst);
+        tokio::time::timeout(PATIENCE, pass()).await.expect("the pass ends");
+        let comparison = compare(&sim, receiver.received.all());
+        assert!(comparison.is_clean(), "{comparison}");
+        sim.stop().await;
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use m365_audit::checkpoint::ledger::{LedgerSettings, ServerTimeSource};
 use m365_audit::clock::Clock;
 use m365_audit::config::{Config, SourceConfig, config_schema};
 use m365_audit::host::{Batch, BatchBuilder};
@@ -18,7 +19,7 @@ use m365_audit::hosts::open_sink;
 use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::severity::Severity;
 use m365_audit::sim::{Comparison, Delivered, GenerateSpec, Sim, SimConfig, SubscriptionState};
-use m365_audit::source::{M365Audit, Source};
+use m365_audit::source::{M365Audit, Source, aside};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
@@ -180,20 +181,46 @@ pub async fn pass_in(table: &str, sim: &Sim, tenant: &TenantId, clock: Arc<dyn C
 
 /// The same, with more keys of the source.
 pub async fn pass_of(keys: &str, table: &str, sim: &Sim, tenant: &TenantId, clock: Arc<dyn Clock>) {
+    pass_from(Arc::new(MemoryStore::new()), keys, table, sim, tenant, clock).await;
+}
+
+/// The same, with the state that earlier passes left.
+pub async fn pass_from(
+    store: Arc<MemoryStore>,
+    keys: &str,
+    table: &str,
+    sim: &Sim,
+    tenant: &TenantId,
+    clock: Arc<dyn Clock>,
+) {
     let mut source = source_table(sim, tenant).parse::<toml::Table>().unwrap();
     source.extend(keys.parse::<toml::Table>().unwrap());
     let source = SourceConfig::parse_table("s", source, &|_| None).unwrap();
-    let spec = SinkSpec {
-        name: "out".into(),
-        inputs: vec!["s".into()],
-        selection: Selection::default(),
-        sink: sink(table, &clock),
-    };
-    let host = Arc::new(EmbeddedHost::new(vec![spec], Arc::new(MemoryStore::new()), clock.clone()));
+    let host = Arc::new(EmbeddedHost::new(vec![spec(table, &clock)], store, clock.clone()));
     let source: Box<dyn Source> = Box::new(M365Audit::new("s", source, clock.clone()).once());
     let report = source.run(host.clone(), CancellationToken::new()).await.unwrap();
     assert_eq!(report.left.len(), 0, "{:?}", report.left);
     host.shutdown(Duration::from_secs(100)).await;
+}
+
+/// `state retry` while no process runs the source.
+pub async fn retry(store: &Arc<MemoryStore>, table: &str, tenant: &TenantId, clock: Arc<dyn Clock>) -> aside::Retried {
+    let host = Arc::new(EmbeddedHost::new(vec![spec(table, &clock)], store.clone(), clock.clone()));
+    let settings = LedgerSettings {
+        tenant: tenant.clone(),
+        content_types: ContentType::ALL.to_vec(),
+        event_keys_max: 1_000_000,
+        fills_gaps: false,
+        receipts: None,
+        server_time: ServerTimeSource::default(),
+    };
+    let retried = aside::retry_alone("s".into(), &settings, host.clone(), clock).await.unwrap();
+    host.shutdown(Duration::from_secs(100)).await;
+    retried
+}
+
+fn spec(table: &str, clock: &Arc<dyn Clock>) -> SinkSpec {
+    SinkSpec { name: "out".into(), inputs: vec!["s".into()], selection: Selection::default(), sink: sink(table, clock) }
 }
 
 /// Holds native records with `raw = "string"` against the truth.
