@@ -12,7 +12,7 @@ use super::call::{NEXT_PAGE_HEADER, Reply, ReplyBody, SimCall};
 use super::faults::{CallKind, SimFault};
 use super::graph;
 use super::identity;
-use super::tenant::{ListingPosition, SimState};
+use super::tenant::{ListedBlob, ListingPosition, SimState};
 use super::token::{self, Tokens};
 use super::{ListingSpan, NextPage, SimConfig, StartFailure, SubscriptionState};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp, is_guid};
@@ -249,21 +249,7 @@ fn list_content(
     };
     let style = state.config.next_page.clone();
     let origin = state.config.content_uri_origin.clone().unwrap_or_else(|| own_url.to_owned());
-    let mut entries: Vec<Value> = listed
-        .iter()
-        .map(|blob| {
-            let as_said = |said: &Option<std::sync::Arc<str>>, time| {
-                said.as_deref().map_or_else(|| milliseconds(time), str::to_owned)
-            };
-            json!({
-                "contentType": stream.content_type.as_str(),
-                "contentId": &*blob.id,
-                "contentUri": format!("{origin}/api/v1.0/{}/activity/feed/audit/{}", stream.tenant, blob.id),
-                "contentCreated": as_said(&blob.listed_created, blob.created),
-                "contentExpiration": as_said(&blob.listed_expiration, blob.expires),
-            })
-        })
-        .collect();
+    let mut entries: Vec<Value> = listed.iter().map(|blob| item(blob, stream, &origin)).collect();
     let unreadable = state.config.unreadable_item_at.filter(|at| start <= *at && *at < end && after.is_none());
     entries.extend(unreadable.map(|_| json!({})));
     let mut reply = Reply::json(200, &Value::Array(entries));
@@ -282,6 +268,19 @@ fn list_content(
         reply.headers.push((NEXT_PAGE_HEADER, link));
     }
     Ok(reply)
+}
+
+/// A blob as a listing shows it.
+fn item(blob: &ListedBlob, stream: &StreamId, origin: &str) -> Value {
+    let as_said =
+        |said: &Option<std::sync::Arc<str>>, time| said.as_deref().map_or_else(|| milliseconds(time), str::to_owned);
+    json!({
+        "contentType": stream.content_type.as_str(),
+        "contentId": &*blob.id,
+        "contentUri": format!("{origin}/api/v1.0/{}/activity/feed/audit/{}", stream.tenant, blob.id),
+        "contentCreated": as_said(&blob.listed_created, blob.created),
+        "contentExpiration": as_said(&blob.listed_expiration, blob.expires),
+    })
 }
 
 fn bad_page() -> RefusedReply {
