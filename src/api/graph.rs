@@ -492,11 +492,7 @@ impl GraphInner {
         let now = date.and_then(|date| Timestamp::try_from(date).ok()).unwrap_or_else(|| self.clock.now());
         let retry_after = retry_after(response.headers(), now);
         let limit = if status < 400 { LISTING_BYTES_MAX } else { ERROR_BYTES_MAX };
-        let body = match Body::of(response, self.read_timeout) {
-            Ok(mut body) => body.read(limit).await,
-            Err(fault) => Err(fault),
-        };
-        let body = match body {
+        let body = match Body::of(response, self.read_timeout).read(limit).await {
             Ok((body, true)) => body,
             // The beginning of an error's body is enough.
             Ok((body, false)) if status >= 400 => body,

@@ -25,6 +25,12 @@ use crate::net::error_chain;
 const USER_AGENT: &str = concat!("m365-audit/", env!("CARGO_PKG_VERSION"));
 /// Decoded bytes passed on at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// Bytes that tell gzip and text apart, with a mark of the encoding before the text.
+const TELLING_BYTES: usize = 4;
+/// No more white space than this is read ahead.
+const LOOK_AHEAD_BYTES_MAX: usize = 256;
+/// The first bytes of gzip.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Connections kept open for the next call, and as many for the next blob, where the process may have many: a thousand
 /// tenants make some 20 calls a second.
 pub(super) const IDLE_MAX: usize = 32;
@@ -168,19 +174,54 @@ fn proxy_of_environment(target: &Url) -> Option<Url> {
 }
 
 /// A body being received, decoded. The read timeout runs only while the caller waits for bytes.
-pub(super) enum Body {
-    Plain(RawBody),
+///
+/// Its label is believed where the bytes do not contradict it: a proxy that unpacks a body or packs it may leave the
+/// label as it was, and the body would be unreadable for good.
+pub(super) struct Body {
+    packing: Packing,
+    text: TextForm,
+}
+
+enum Packing {
+    /// Before its first bytes; with its label.
+    Unopened(Box<RawBody>, String),
+    Plain(Box<RawBody>),
     Gzip(Box<GzipBody>),
+    /// Being opened, or not to be opened.
+    Closed,
+}
+
+/// The encoding of the text, known from its mark.
+enum TextForm {
+    Unknown,
+    AsItIs,
+    Utf16(Box<encoding_rs::Decoder>),
 }
 
 /// The bytes as they come from the connection.
 pub(super) struct RawBody {
     response: reqwest::Response,
     read_timeout: Duration,
+    /// Read already.
+    ahead: Bytes,
 }
 
 impl RawBody {
+    /// Reads ahead until the beginning shows what the body is.
+    async fn look_ahead(&mut self) -> Result<(), Transfer> {
+        let mut ahead = Bytes::new();
+        while (ahead.len() < TELLING_BYTES || without_mark(&ahead).len() < 2) && ahead.len() < LOOK_AHEAD_BYTES_MAX {
+            let Some(chunk) = self.chunk().await? else { break };
+            ahead = if ahead.is_empty() { chunk } else { Bytes::from([ahead, chunk].concat()) };
+        }
+        self.ahead = ahead;
+        Ok(())
+    }
+
     async fn chunk(&mut self) -> Result<Option<Bytes>, Transfer> {
+        if !self.ahead.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.ahead)));
+        }
         match tokio::time::timeout(self.read_timeout, self.response.chunk()).await {
             Ok(outcome) => outcome.map_err(|error| Transfer(error_chain(&error.without_url()))),
             Err(_) => Err(Transfer(format!("nothing came for {} s", self.read_timeout.as_secs()))),
@@ -198,6 +239,32 @@ pub(super) struct GzipBody {
     buffer: BytesMut,
 }
 
+impl GzipBody {
+    fn of(raw: RawBody) -> Self {
+        let stream = futures_util::stream::try_unfold(raw, |mut raw| async move {
+            let chunk = raw.chunk().await.map_err(io::Error::other)?;
+            Ok(chunk.map(|chunk| (chunk, raw)))
+        })
+        .boxed();
+        let mut reader = GzipDecoder::new(StreamReader::new(stream));
+        // RFC 9110 allows several members; whatever else follows the last one is damage.
+        reader.multiple_members(true);
+        Self { reader, buffer: BytesMut::new() }
+    }
+
+    async fn chunk(&mut self) -> Result<Option<Bytes>, BodyFault> {
+        self.buffer.reserve(CHUNK_BYTES);
+        match self.reader.read_buf(&mut self.buffer).await {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(self.buffer.split().freeze())),
+            Err(error) => Err(match error.get_ref().and_then(|inner| inner.downcast_ref::<Transfer>()) {
+                Some(transfer) => BodyFault::Cut(transfer.0.clone()),
+                None => BodyFault::Gzip(error.to_string()),
+            }),
+        }
+    }
+}
+
 /// Why a body could not be read to its end.
 #[derive(Debug)]
 pub(super) enum BodyFault {
@@ -210,42 +277,54 @@ pub(super) enum BodyFault {
 }
 
 impl Body {
-    /// The body of an answer; its `Content-Encoding` may be absent, `identity` or `gzip`.
-    pub fn of(response: reqwest::Response, read_timeout: Duration) -> Result<Self, BodyFault> {
-        let encoding = encoding(response.headers());
-        let raw = RawBody { response, read_timeout };
-        match encoding.as_str() {
-            "" | "identity" => Ok(Self::Plain(raw)),
-            "gzip" | "x-gzip" => {
-                let stream = futures_util::stream::try_unfold(raw, |mut raw| async move {
-                    let chunk = raw.chunk().await.map_err(io::Error::other)?;
-                    Ok(chunk.map(|chunk| (chunk, raw)))
-                })
-                .boxed();
-                let mut reader = GzipDecoder::new(StreamReader::new(stream));
-                // RFC 9110 allows several members; whatever else follows the last one is damage.
-                reader.multiple_members(true);
-                Ok(Self::Gzip(Box::new(GzipBody { reader, buffer: BytesMut::new() })))
-            }
-            _ => Err(BodyFault::Encoding(encoding)),
-        }
+    /// The body of an answer; its `Content-Encoding` may be absent, `identity` or `gzip`, or any where the bytes show
+    /// something else ([`is_packed`]).
+    pub fn of(response: reqwest::Response, read_timeout: Duration) -> Self {
+        let label = encoding(response.headers());
+        let raw = Box::new(RawBody { response, read_timeout, ahead: Bytes::new() });
+        Self { packing: Packing::Unopened(raw, label), text: TextForm::Unknown }
     }
 
     /// The next bytes; `None` at the end, which is reported only when the body was complete and valid.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, BodyFault> {
-        match self {
-            Self::Plain(raw) => raw.chunk().await.map_err(|error| BodyFault::Cut(error.0)),
-            Self::Gzip(gzip) => {
-                gzip.buffer.reserve(CHUNK_BYTES);
-                match gzip.reader.read_buf(&mut gzip.buffer).await {
-                    Ok(0) => Ok(None),
-                    Ok(_) => Ok(Some(gzip.buffer.split().freeze())),
-                    Err(error) => Err(match error.get_ref().and_then(|inner| inner.downcast_ref::<Transfer>()) {
-                        Some(transfer) => BodyFault::Cut(transfer.0.clone()),
-                        None => BodyFault::Gzip(error.to_string()),
-                    }),
+        loop {
+            let mut chunk = self.unpacked().await?;
+            if let TextForm::Unknown = self.text {
+                // A mark has two bytes.
+                while let Some(first) = chunk.as_ref().filter(|first| first.len() == 1).cloned()
+                    && let Some(next) = self.unpacked().await?
+                {
+                    chunk = Some(Bytes::from([first, next].concat()));
                 }
+                self.text = text_form(chunk.as_deref().unwrap_or_default());
             }
+            let TextForm::Utf16(decoder) = &mut self.text else { return Ok(chunk) };
+            let text = utf8_of(decoder, chunk.as_deref());
+            if chunk.is_none() {
+                self.text = TextForm::AsItIs;
+            }
+            if !text.is_empty() || chunk.is_none() {
+                return Ok(Some(Bytes::from(text)).filter(|text| !text.is_empty()));
+            }
+        }
+    }
+
+    /// The next bytes, decompressed.
+    async fn unpacked(&mut self) -> Result<Option<Bytes>, BodyFault> {
+        if let Packing::Unopened(..) = self.packing
+            && let Packing::Unopened(mut raw, label) = std::mem::replace(&mut self.packing, Packing::Closed)
+        {
+            raw.look_ahead().await.map_err(|error| BodyFault::Cut(error.0))?;
+            self.packing = match is_packed(&label, &raw.ahead) {
+                Some(true) => Packing::Gzip(Box::new(GzipBody::of(*raw))),
+                Some(false) => Packing::Plain(raw),
+                None => return Err(BodyFault::Encoding(label)),
+            };
+        }
+        match &mut self.packing {
+            Packing::Plain(raw) => raw.chunk().await.map_err(|error| BodyFault::Cut(error.0)),
+            Packing::Gzip(gzip) => gzip.chunk().await,
+            Packing::Unopened(..) | Packing::Closed => Err(BodyFault::Cut("it was not opened".to_owned())),
         }
     }
 
@@ -272,4 +351,51 @@ fn encoding(headers: &HeaderMap) -> String {
         .filter(|value| !value.is_empty())
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+/// Whether a body of this label that begins so is gzip; `None` when it is of an encoding that was not asked for.
+fn is_packed(label: &str, beginning: &[u8]) -> Option<bool> {
+    let is_packed = match label {
+        _ if beginning.starts_with(&GZIP) => true,
+        "" | "identity" => false,
+        "gzip" | "x-gzip" | "deflate" if is_json(beginning) || utf16_of(beginning).is_some() => false,
+        "gzip" | "x-gzip" => true,
+        _ => return None,
+    };
+    Some(is_packed)
+}
+
+/// Whether bytes are the beginning of an array or object. One byte does not suffice: compressed bytes may begin with it.
+fn is_json(beginning: &[u8]) -> bool {
+    const BLANKS: &[u8] = b" \t\r\n";
+    match without_mark(beginning) {
+        [b'[', next, ..] => b"{]".contains(next) || BLANKS.contains(next),
+        [b'{', next, ..] => b"\"}".contains(next) || BLANKS.contains(next),
+        _ => false,
+    }
+}
+
+/// Without white space and a byte order mark of UTF-8 before the text.
+fn without_mark(beginning: &[u8]) -> &[u8] {
+    let beginning = beginning.trim_ascii_start();
+    beginning.strip_prefix(b"\xef\xbb\xbf").unwrap_or(beginning).trim_ascii_start()
+}
+
+fn utf16_of(beginning: &[u8]) -> Option<&'static encoding_rs::Encoding> {
+    let (encoding, _) = encoding_rs::Encoding::for_bom(beginning)?;
+    (encoding != encoding_rs::UTF_8).then_some(encoding)
+}
+
+fn text_form(beginning: &[u8]) -> TextForm {
+    let decoder = utf16_of(beginning).map(|encoding| Box::new(encoding.new_decoder_with_bom_removal()));
+    decoder.map_or(TextForm::AsItIs, TextForm::Utf16)
+}
+
+/// The next bytes of UTF-16 as UTF-8; `None` is the end of the text. What is no character becomes U+FFFD.
+fn utf8_of(decoder: &mut encoding_rs::Decoder, bytes: Option<&[u8]>) -> Vec<u8> {
+    let source = bytes.unwrap_or_default();
+    let mut text = vec![0; decoder.max_utf8_buffer_length(source.len()).unwrap_or(source.len() * 3 + 16)];
+    let (_, _, written, _) = decoder.decode_to_utf8(source, &mut text, bytes.is_none());
+    text.truncate(written);
+    text
 }

@@ -714,18 +714,16 @@ impl ClientInner {
         if success {
             leave.granted();
             let headers = response.headers().clone();
-            let body = Body::of(response, self.read_timeout).map_err(|fault| self.body_error_uncounted(call, fault))?;
+            let body = Body::of(response, self.read_timeout);
             return Ok(FeedAnswer { headers, body, token: token.clone(), leave, room });
         }
         let now = server_date.unwrap_or_else(|| self.clock.now());
         let retry_after = net::retry_after(response.headers(), now);
         // A failure to read an error's body is not an error of its own: the status suffices.
-        let body = match Body::of(response, self.read_timeout) {
-            Ok(mut body) => match tokio::time::timeout(self.read_timeout, body.read(ERROR_BYTES_MAX)).await {
-                Ok(Ok((bytes, _))) => bytes,
-                _ => Vec::new(),
-            },
-            Err(_) => Vec::new(),
+        let mut body = Body::of(response, self.read_timeout);
+        let body = match tokio::time::timeout(self.read_timeout, body.read(ERROR_BYTES_MAX)).await {
+            Ok(Ok((bytes, _))) => bytes,
+            _ => Vec::new(),
         };
         Err(self.judged(call, status.as_u16(), ErrorBody::parse(&body), &body, retry_after, token, &leave))
     }
@@ -814,10 +812,6 @@ impl ClientInner {
     }
 
     fn body_error(&self, call: FeedCall, fault: BodyFault) -> ApiError {
-        self.counted(self.body_error_uncounted(call, fault))
-    }
-
-    fn body_error_uncounted(&self, call: FeedCall, fault: BodyFault) -> ApiError {
         let (kind, slug, says) = match fault {
             BodyFault::Cut(why) => {
                 (ErrorKind::BodyCut, "api-body-cut", format!("the answer broke off: {}", excerpt(&why)))
@@ -831,11 +825,9 @@ impl ClientInner {
                 format!("the answer has the unknown encoding `{}`", excerpt(&name)),
             ),
         };
-        self.error(
-            call,
-            kind,
-            ErrorParts { action: Action::Retry { not_before: None }, slug, says, hint: BODY_HINT.into() },
-        )
+        let hint = BODY_HINT.into();
+        let parts = ErrorParts { action: Action::Retry { not_before: None }, slug, says, hint };
+        self.counted(self.error(call, kind, parts))
     }
 
     /// Counts and reports a link to another origin. It shows the link's host, but not its query.

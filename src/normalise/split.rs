@@ -25,8 +25,10 @@
 //!
 //! A `[` before an event where an element should begin is damage of one byte, as is any other byte that begins no value
 //! and stands alone. After the `]` that ends the array, and before the `[` that begins it, events are looked for
-//! in the same way. What was looked through twice is not looked through again.
+//! in the same way. An object there that is no event and begins the body may have them in a member, and is looked through
+//! twice, too. What was looked through twice is not looked through again.
 
+mod damage;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,7 @@ use memchr::{memchr, memchr2};
 
 use super::event::is_like_an_event;
 use super::json;
+pub use damage::Damage;
 use scan::{Scan, ScanStep, blank_len, is_blank, is_plain, is_scalar};
 
 /// Longest element, in bytes; a longer one is delivered as damage, piece by piece. The largest records known (Exchange
@@ -148,43 +151,6 @@ pub enum Piece {
         /// What is wrong.
         why: Damage,
     },
-}
-
-/// Why bytes are no element.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Damage {
-    /// Bytes between elements that begin no value.
-    StrayToken,
-    /// Two values without a comma between them. The bytes are empty, the values come as elements.
-    MissingComma,
-    /// A comma without a value before or after it. The bytes are empty.
-    MissingElement,
-    /// Brackets, strings, colons and commas of an element do not fit together.
-    Unbalanced,
-    /// An element over the size limit.
-    Oversize,
-    /// Bytes after the end of the array.
-    AfterEnd,
-    /// The body ended inside the element.
-    Cut,
-    /// The body does not begin with `[`. Empty where the first byte begins an event.
-    NotAnArray,
-}
-
-impl Damage {
-    /// Kebab-case name for logs and records.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::StrayToken => "stray-token",
-            Self::MissingComma => "missing-comma",
-            Self::MissingElement => "missing-element",
-            Self::Unbalanced => "unbalanced",
-            Self::Oversize => "oversize",
-            Self::AfterEnd => "after-end",
-            Self::Cut => "cut",
-            Self::NotAnArray => "not-an-array",
-        }
-    }
 }
 
 /// How a body ended. Whether it was sound also depends on no [`Piece::Damaged`] having come before.
@@ -919,7 +885,7 @@ impl Splitter {
     }
 
     /// An object found in damage ends at `pos`.
-    fn doubt_ended(&mut self, chunk: &Bytes) {
+    fn doubt_ended(&mut self, chunk: &mut Bytes) {
         let object = self.skip.object;
         let is_element = if self.held.is_empty() {
             self.is_element(chunk.get(object..self.pos).unwrap_or_default())
@@ -928,6 +894,9 @@ impl Splitter {
             self.is_element(&self.held)
         };
         if !is_element {
+            if self.skip.why == Damage::NotAnArray && self.piece_offset == self.skip.offset && object == self.start {
+                return self.look_inside(chunk);
+            }
             if !self.held.is_empty() {
                 let held = Bytes::from(std::mem::take(&mut self.held));
                 self.say(held, self.skip.why);
@@ -961,6 +930,19 @@ impl Splitter {
             // Whether an array is open is not known any more; where none is, a `]` means nothing.
             *in_array |= !self.skip.on_own_line;
         }
+    }
+
+    /// The body begins with an object that is no event, which may have the events in a member: `{"value":[…]}`. It is
+    /// looked through once more from its second byte.
+    fn look_inside(&mut self, chunk: &mut Bytes) {
+        self.looked_until = self.offset();
+        // All of the object that came in this chunk is held, too.
+        let end = self.pos;
+        if !self.held.is_empty() {
+            self.held.truncate(self.held.len() - end);
+        }
+        self.join(chunk);
+        self.enter_skip(Damage::NotAnArray, self.start + 1, b'{');
     }
 
     /// Whether a balanced object found in damage is one of the elements.

@@ -319,6 +319,20 @@ async fn an_array_that_never_closes_is_shipped_after_three_identical_fetches() {
     w.assert_clean();
 }
 
+/// Events in a member of an object around them, as other APIs of Microsoft send theirs.
+#[tokio::test]
+async fn an_array_in_a_member_is_read() {
+    let mut w = World::new().await;
+    let blob = w.blob(3, mins(30));
+    let events: Vec<String> = blob.events.iter().map(|e| String::from_utf8(e.clone()).unwrap()).collect();
+    let body = joined(&["{\"value\":[", &events.join(","), "]}"]);
+    let id = w.add(NewBlob { body: Some(body), ..blob });
+    w.run_for(mins(60)).await;
+    assert!(w.fetches(&id) <= 6, "{}", w.fetches(&id));
+    assert_eq!(String::from_utf8(w.bad_bytes()).unwrap(), "{\"value\":[}", "what is around them");
+    w.assert_clean();
+}
+
 /// A damaged body that differs each time is a passing fault for as long as the blob lives.
 #[tokio::test]
 async fn a_damaged_body_that_differs_each_time_is_never_given_up_early() {

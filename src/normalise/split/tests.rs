@@ -169,6 +169,24 @@ fn endings_tell_what_the_body_was() {
 }
 
 #[test]
+fn events_in_a_member_of_an_object_around_them_are_found() {
+    let event =
+        |n: usize| format!(r#"{{"Id":"{n}","RecordType":1,"CreationTime":"t","Operation":"o","In":{{"Id":1}}}}"#);
+    let (first, second) = (event(1), event(2));
+    for (begin, end) in [
+        (r#"{"value":["#, "]}"),
+        ("\u{feff} { \"@odata.context\": \"x\", \"value\" : [ ", " ] } "),
+        (r#"{"error":{"code":1},"value":["#, r#"],"next":{"a":1}}"#),
+    ] {
+        let body = format!("{begin}{first},{second}{end}");
+        for chunks in [&[][..], &[1], &[7], &[40, 3]] {
+            let (pieces, _) = split(body.as_bytes(), chunks, 1000);
+            assert_eq!(elements(&pieces), [first.as_str(), second.as_str()], "{body} {chunks:?}");
+        }
+    }
+}
+
+#[test]
 fn a_null_with_a_long_tail_is_not_null() {
     let body = [b"null".to_vec(), vec![b' '; 2 * HEAD_BYTES_MAX], b"x".to_vec()].concat();
     assert!(matches!(split(&body, &[100], 9).1, Ending::NotAnArray { .. }));
