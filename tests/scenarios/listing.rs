@@ -266,8 +266,6 @@ async fn a_window_that_cannot_be_read_keeps_nothing_newer_from_being_read() {
     let at = w.now();
     w.sim.configure(|config| config.unreadable_item_at = Some(at));
     w.pass(mins(30)).await;
-    let stands = w.complete_until(EXCHANGE);
-    assert!(stands <= Some(at), "{stands:?}");
     for late_by in [mins(90), hours(5)].repeat(8) {
         let new = w.add_now(2);
         w.leap(hours(1), mins(5)).await;
@@ -277,7 +275,8 @@ async fn a_window_that_cannot_be_read_keeps_nothing_newer_from_being_read() {
         w.leap(late_by + hours(2), mins(5)).await;
         assert_eq!(w.fetches(&late), 1, "{}", w.now());
     }
-    assert_eq!(w.complete_until(EXCHANGE), stands, "days later");
+    let stands = w.complete_until(EXCHANGE);
+    assert!(stands <= Some(at), "days later: {stands:?}");
     w.sim.configure(|config| config.unreadable_item_at = None);
     w.leap(hours(2), mins(5)).await;
     assert!(w.complete_until(EXCHANGE) > Some(w.ago(mins(20))), "it goes on");
