@@ -625,6 +625,8 @@ impl Process {
                 }
                 _ => {
                     self.host.stop_sink(name, SINK_GRACE).await;
+                    // What stands in for it gets the inputs of this configuration.
+                    self.unopened.remove(name);
                     self.put_sink(&new, name).await;
                 }
             }
