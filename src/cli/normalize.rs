@@ -595,9 +595,14 @@ mod tests {
         for (index, inner) in inner.iter().enumerate() {
             // Those in strings are recognised by this member, which all records of data loss prevention have.
             let policy = if index < 3 { "" } else { r#""PolicyDetails":[],"# };
-            let body = format!(r#"[{B},{{"Id":"d","Operation":"o",{policy}"X":{inner},"Y":{{}}}},{A}]"#);
-            let body = body.as_bytes();
-            for at in 0..=body.len() {
+            let record = format!(r#"{{"Id":"d","Operation":"o",{policy}"X":{inner},"Y":{{}}}}"#);
+            // In an array, in an object around it, and as an object that is no event.
+            let bodies = [
+                format!("[{B},{record},{A}]"),
+                format!(r#"{{"value":[{record},{A}]}}"#),
+                format!(r#"{{"Of":"o",{policy}"X":{inner},"Y":{{}}}}"#),
+            ];
+            for (body, at) in bodies.iter().flat_map(|body| (0..=body.len()).map(move |at| (body.as_bytes(), at))) {
                 let edits: &[Option<u8>] =
                     &[None, Some(b'x'), Some(b'"'), Some(b'\\'), Some(b'}'), Some(b']'), Some(b',')];
                 let damaged = edits.iter().flat_map(|byte| {
