@@ -27,7 +27,7 @@ use super::context::FetchContext;
 use super::error::SourceError;
 use super::health::HealthReporter;
 use super::job::{FetchOutcome, Job, Patience};
-use super::listing::NULL_LISTINGS_MAX;
+use super::listing::{NULL_LISTINGS_MAX, PAGES_OF_NARROW_MAX};
 use super::opening::open_ledger;
 use super::parts::TenantParts;
 use super::pauses::{BACKFILL, BACKFILL_ATTEMPTS_MAX};
@@ -522,7 +522,10 @@ impl<'a> BackfillWork<'a> {
                 self.steps.remove(&reading.id);
                 ListingStep::Ended
             }
-            // One too narrow for halves is read however long it is.
+            Some(_) if reading.pages >= PAGES_OF_NARROW_MAX => {
+                ListingStep::Failed("the listing has more than 100,000 pages".to_owned())
+            }
+            // One too narrow for halves is read to its end.
             Some(next) if reading.visited.insert(next.as_str().to_owned()) => {
                 reading.page = Some(next);
                 reading.failures = 0;

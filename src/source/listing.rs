@@ -32,7 +32,7 @@ use crate::plan::{self, Bounds, Reach};
 /// Pages followed in one window before it is listed again in halves.
 const PAGES_MAX: u32 = 1000;
 /// Pages followed in a window that is too narrow for halves. A listing that has more is taken for one without an end.
-const PAGES_OF_NARROW_MAX: u32 = 100_000;
+pub(super) const PAGES_OF_NARROW_MAX: u32 = 100_000;
 /// How far a poll reaches back into a window that cannot be read.
 const OVERLAP_WHILE_STUCK: SignedDuration = plan::COMPLETE_MARGIN;
 /// The week is listed again this often.
